@@ -1,0 +1,206 @@
+"""The access log. Fixed fields in a fixed order; what clients send is escaped; no query strings, no credentials."""
+from libc.stddef cimport size_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, strlen
+
+from gwcore._speedups.buffer cimport buf_bytes
+from gwcore._speedups.conn cimport Conn, Worker, peer_text
+from gwcore._speedups.plan cimport plan_text
+from gwcore._speedups.reasons cimport reason_row
+from gwcore._speedups.ring cimport ring_put
+from gwcore._speedups.story cimport Exchange
+
+cdef extern from "<time.h>" nogil:
+    ctypedef long time_t
+    struct tm:
+        int tm_year, tm_mon, tm_mday, tm_hour, tm_min, tm_sec
+    tm *gmtime_r(const time_t *t, tm *out)
+
+METHOD_NAMES = ("DELETE GET HEAD POST PUT CONNECT OPTIONS TRACE COPY LOCK MKCOL MOVE PROPFIND PROPPATCH SEARCH UNLOCK BIND REBIND UNBIND ACL "
+                "REPORT MKACTIVITY CHECKOUT MERGE M-SEARCH NOTIFY SUBSCRIBE UNSUBSCRIBE PATCH PURGE MKCALENDAR LINK UNLINK SOURCE PRI DESCRIBE "
+                "ANNOUNCE SETUP PLAY PAUSE TEARDOWN GET_PARAMETER SET_PARAMETER REDIRECT RECORD FLUSH QUERY").split()     # in llhttp's order
+cdef char[64][16] METHODS
+cdef size_t[64] METHOD_SIZE
+
+cdef void methods_fill():
+    cdef bytes b
+    cdef int i
+    for i, name in enumerate(METHOD_NAMES):
+        b = name.encode()
+        memcpy(METHODS[i], <const char *>b, len(b))
+        METHOD_SIZE[i] = len(b)
+
+methods_fill()
+
+cdef enum:
+    RECORD_BYTES = 8192
+
+cdef struct Line:
+    char at[8192]
+    size_t n
+
+
+cdef inline void put(Line *l, const char *s, size_t n) noexcept nogil:
+    if l.n + n < RECORD_BYTES - 64:
+        memcpy(l.at + l.n, s, n)
+        l.n += n
+
+
+cdef inline void word(Line *l, const char *s) noexcept nogil:
+    put(l, s, strlen(s))
+
+
+cdef void number(Line *l, uint64_t n) noexcept nogil:
+    cdef char digits[24]
+    cdef int i = 24
+    while True:
+        i -= 1
+        digits[i] = <char>(48 + n % 10)
+        n //= 10
+        if n == 0:
+            break
+    put(l, digits + i, 24 - i)
+
+
+cdef void millis(Line *l, uint64_t us) noexcept nogil:
+    """Microseconds as milliseconds with three decimals."""
+    cdef char frac[4]
+    number(l, us // 1000)
+    us %= 1000
+    frac[0], frac[1], frac[2], frac[3] = c'.', <char>(48 + us // 100), <char>(48 + us // 10 % 10), <char>(48 + us % 10)
+    put(l, frac, 4)
+
+
+cdef void escaped(Line *l, const char *s, size_t n) noexcept nogil:
+    """JSON string contents: quotes, backslashes, control bytes and everything beyond ASCII as \\u00XX (bytes read as Latin-1)."""
+    cdef size_t i, run = 0
+    cdef uint8_t c
+    cdef char esc[6]
+    for i in range(n):
+        c = <uint8_t>s[i]
+        if c >= 32 and c < 127 and c != c'"' and c != c'\\':
+            continue
+        put(l, s + run, i - run)
+        run = i + 1
+        esc[0], esc[1], esc[2], esc[3] = c'\\', c'u', c'0', c'0'
+        esc[4] = b"0123456789abcdef"[c >> 4]
+        esc[5] = b"0123456789abcdef"[c & 15]
+        put(l, esc, 6)
+    put(l, s + run, n - run)
+
+
+cdef struct Stamp:           # the second for which the text was made
+    uint64_t second
+    char text[20]            # 2026-01-31T12:00:00
+
+cdef Stamp STAMP
+
+
+cdef void time_put(Line *l, uint64_t wall_ms) noexcept nogil:
+    cdef tm t
+    cdef time_t s = <time_t>(wall_ms // 1000)
+    cdef char frac[5]
+    cdef uint32_t ms = wall_ms % 1000
+    if STAMP.second != <uint64_t>s:
+        gmtime_r(&s, &t)
+        digits(STAMP.text, t.tm_year + 1900, 4)
+        STAMP.text[4] = STAMP.text[7] = c'-'
+        digits(STAMP.text + 5, t.tm_mon + 1, 2)
+        digits(STAMP.text + 8, t.tm_mday, 2)
+        STAMP.text[10] = c'T'
+        digits(STAMP.text + 11, t.tm_hour, 2)
+        STAMP.text[13] = STAMP.text[16] = c':'
+        digits(STAMP.text + 14, t.tm_min, 2)
+        digits(STAMP.text + 17, t.tm_sec, 2)
+        STAMP.second = s
+    put(l, STAMP.text, 19)
+    frac[0], frac[4] = c'.', c'Z'
+    digits(frac + 1, ms, 3)
+    put(l, frac, 5)
+
+
+cdef void digits(char *out, int n, int width) noexcept nogil:
+    while width:
+        width -= 1
+        out[width] = <char>(48 + n % 10)
+        n //= 10
+
+
+cdef void line_send(Worker *w, Line *l) noexcept nogil:
+    if ring_put(w.ring, l.at, l.n):
+        w.lane.worker.log_records += 1
+    else:
+        w.lane.worker.log_dropped += 1
+
+
+cdef void log_exchange(Worker *w, const Exchange *x) noexcept nogil:
+    """Write the line of an exchange that ends. `w.now_us` is its end."""
+    cdef Line l
+    cdef char peer[48]
+    cdef uint64_t total = w.now_us - x.start_us
+    if w.ring == NULL:
+        return
+    l.n = 0
+    word(&l, b'{"ts":"')
+    time_put(&l, w.wall_ms)
+    word(&l, b'","id":"')
+    if x.note != NULL:
+        put(&l, buf_bytes(x.note) + x.note_path_len, x.note_id_len)
+    word(&l, b'","client":"')
+    put(&l, peer, peer_text(x.client, peer))
+    word(&l, b'","method":"')
+    put(&l, METHODS[x.method & 63], METHOD_SIZE[x.method & 63])
+    word(&l, b'","path":"')
+    if x.note != NULL:
+        escaped(&l, buf_bytes(x.note), x.note_path_len)
+    word(&l, b'","status":')
+    number(&l, x.status)
+    word(&l, b',"reason":"')
+    word(&l, reason_row(x.reason).word)
+    word(&l, b'","route":"')
+    if x.route != NULL:
+        escaped(&l, plan_text(x.plan.head, x.route.name), x.route.name.len)
+    word(&l, b'","upstream":"')
+    if x.upstream != NULL:
+        escaped(&l, x.upstream.name, x.upstream.name_len)
+    word(&l, b'","endpoint":"')
+    if x.endpoint != NULL:
+        escaped(&l, x.endpoint.name, x.endpoint.name_len)
+    word(&l, b'","attempts":')
+    number(&l, x.attempts)
+    word(&l, b',"bytes_in":')
+    number(&l, x.bytes_in)
+    word(&l, b',"bytes_out":')
+    number(&l, x.bytes_out)
+    word(&l, b',"t_queue_ms":')
+    millis(&l, x.queue_us)
+    word(&l, b',"t_connect_ms":')
+    millis(&l, x.connecting_us)
+    word(&l, b',"t_first_byte_ms":')
+    millis(&l, x.first_byte_us - x.start_us if x.first_byte_us else total)
+    word(&l, b',"t_total_ms":')
+    millis(&l, total)
+    word(&l, b',"tls":"","degraded":"","tier":"P')
+    number(&l, x.route.tier if x.route != NULL else 1)
+    word(&l, b'"}\n')
+    line_send(w, &l)
+
+
+cdef void log_refused(Worker *w, const Conn *c, int reason, int status) noexcept nogil:
+    """A connection or a head that was refused before there was a request."""
+    cdef Line l
+    cdef char peer[48]
+    if w.ring == NULL:
+        return
+    l.n = 0
+    word(&l, b'{"ts":"')
+    time_put(&l, w.wall_ms)
+    word(&l, b'","id":"","client":"')
+    put(&l, peer, peer_text(c, peer))
+    word(&l, b'","method":"","path":"","status":')
+    number(&l, status)
+    word(&l, b',"reason":"')
+    word(&l, reason_row(reason).word)
+    word(&l, b'","route":"","upstream":"","endpoint":"","attempts":0,"bytes_in":0,"bytes_out":0,"t_queue_ms":0.000,"t_connect_ms":0.000,'
+             b'"t_first_byte_ms":0.000,"t_total_ms":0.000,"tls":"","degraded":"","tier":"P1"}\n')
+    line_send(w, &l)

@@ -1,0 +1,138 @@
+# Level 4. One TCP connection of either side, and the worker context that everything above works in.
+from gwcore._speedups.buffer cimport Buf, BufPool, ByteQueue
+from gwcore._speedups.head cimport Head
+from gwcore._speedups.plan cimport PlanHead
+from gwcore._speedups.regex cimport Regex
+from gwcore._speedups.ring cimport Ring
+from gwcore._speedups.shm cimport Lane, Segment_
+from gwcore._speedups.slab cimport Slab, SlabItem
+from gwcore._speedups.sys cimport iovec, sockaddr_storage
+from gwcore._speedups.timer cimport Timer, Wheel
+from gwcore._speedups.types cimport Link, Node, size_t, uint32_t, uint64_t
+from gwcore.pool cimport PoolItem
+from libc.stdint cimport uint8_t, uint16_t
+
+cdef enum:
+    SCRATCH_BYTES = 131072   # one read takes up to this
+    OUT_SLICES = 64
+    OUT_TEXT = 4096          # bytes made by us for one write
+    PEER_BYTES = 16
+
+cdef enum TimerKind: TIMER_CLIENT, TIMER_UPSTREAM, TIMER_WORKER
+cdef enum Side: CONN_CLIENT, CONN_UPSTREAM, CONN_LISTENER, CONN_CLOCK
+
+cdef enum ConnState:
+    C_FREE
+    # client side
+    C_IDLE                   # between requests; holds no buffer
+    C_HEAD                   # part of a request head has come
+    C_BUSY                   # an exchange runs
+    C_LINGER                 # answered and shut down; reading what still comes, then closing
+    # upstream side
+    C_CONNECTING
+    C_READY                  # in use by an exchange
+    C_POOLED                 # idle in its pool
+
+cdef struct LocalPlan:       # a plan as this worker holds it; owned by the plane, freed when refs is 0 and it is not the current one
+    const PlanHead *head
+    size_t bytes
+    Regex *regexes
+    void **upstreams         # Upstream * by index of the plan
+    uint32_t refs
+    LocalPlan *older
+
+cdef struct Conn:
+    SlabItem item            # first member
+    Timer timer
+    PoolItem pooled          # upstream side: its place in the pool
+    void *exchange           # Exchange * while one holds this connection
+    void *owner              # upstream side: Endpoint *; client side: Listener *
+    Buf *input               # bytes read and not consumed; NULL = none
+    ByteQueue output         # bytes that the socket did not take
+    Node run                 # in the worker's list of those to look at again in this turn
+    Node idle                # client side: in the worker's list of idle ones, longest idle last
+    uint64_t opened_ms
+    int fd
+    uint32_t requests
+    uint8_t side
+    uint8_t state            # ConnState; conn_move alone writes it
+    uint8_t readable         # the kernel said so and we have not read it dry
+    uint8_t writable         # the last write was not short
+    uint8_t ended            # 1: the kernel announced FIN, bytes may wait before it; 2: read up to it
+    uint8_t broken           # reset, or a write failed
+    uint8_t family           # 4, 6 or 0 (unix)
+    uint8_t last             # close after the present answer
+    uint8_t trusted          # the peer is one of trusted_proxies
+    uint8_t counted          # open connections of this kind include it
+    uint16_t port
+    uint8_t peer[16]
+    uint32_t linger_left
+
+cdef struct OutList:         # what one write sends; lives in the worker, emptied by conn_send
+    iovec iov[64]
+    int n
+    uint32_t text_used
+    size_t bytes
+    BufPool *bufs
+    ByteQueue spill          # what came after the slices or the text ran out, copied
+    char text[4096]
+
+cdef struct Worker:          # one per process; the context of everything
+    int ep
+    int timer_fd
+    uint32_t number
+    uint64_t now_ms          # of CLOCK_MONOTONIC, read once per return of epoll_wait
+    uint64_t now_us
+    uint64_t wall_ms
+    uint64_t wall_offset_ms
+    uint64_t date_s
+    char date[40]            # "Date: Tue, 15 Nov 1994 08:12:31 GMT\r\n\r\n": 37 bytes, 39 with the empty line
+    uint64_t armed_ms        # what the timerfd stands at; 0 = off
+    uint64_t random
+    Slab clients
+    Slab upstreams
+    Slab exchanges
+    BufPool bufs
+    Wheel wheel
+    Timer tick
+    Link lru                 # idle client connections, longest idle last
+    Link runnable            # Node: client connections to be looked at again before the turn ends
+    Lane *lane
+    Segment_ *segment
+    Link serve               # upstreams whose queue may move on
+    LocalPlan *plan          # the current one
+    Ring *ring               # access log; NULL = off
+    bint draining
+    bint accept_paused
+    uint32_t fds             # descriptors that the data plane holds
+    uint32_t fd_limit        # stop accepting at so many
+    uint32_t connection_limit
+    uint64_t alarm_ms        # last alarm line
+    uint64_t id_prefix
+    uint64_t id_next
+    uint32_t turn_events
+    Head request             # the heads being parsed in this moment; a partial one moves into its exchange
+    Head response
+    OutList out
+    char *scratch
+    char path[8448]          # a normalised or rewritten path
+    char host[272]           # a normalised host
+
+cdef void out_reset(OutList *o) noexcept nogil
+cdef int out_store(BufPool *p, const OutList *o, ByteQueue *q) noexcept nogil
+cdef void out_add(OutList *o, const char *at, size_t size) noexcept nogil
+cdef void out_copy(OutList *o, const char *at, size_t size) noexcept nogil
+cdef void out_number(OutList *o, uint64_t n, int base) noexcept nogil
+
+cdef bint conn_move(Worker *w, Conn *c, int to) noexcept nogil
+cdef Conn *conn_open(Worker *w, int side, int fd) noexcept nogil
+cdef void conn_close(Worker *w, Conn *c) noexcept nogil
+cdef void conn_arm(Worker *w, Conn *c, uint64_t due_ms) noexcept nogil
+cdef int conn_read(Worker *w, Conn *c, const char **at, size_t *size) noexcept nogil
+cdef int conn_send(Worker *w, Conn *c, OutList *o) noexcept nogil
+cdef int conn_flush(Worker *w, Conn *c) noexcept nogil
+cdef int conn_rest(Worker *w, Conn *c, const char *at, size_t size) noexcept nogil
+cdef bint conn_register(Worker *w, Conn *c) noexcept nogil
+cdef size_t peer_text(const Conn *c, char *out) noexcept nogil
+cdef void conn_again(Worker *w, Conn *c) noexcept nogil
+cdef uint64_t random_next(Worker *w) noexcept nogil

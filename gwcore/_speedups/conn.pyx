@@ -1,0 +1,382 @@
+"""Connections: reading, writing, closing. The kernel is told of a socket once (edge-triggered, both directions); what it says is kept
+in `readable` and `writable`, and no read is made that can only return EAGAIN."""
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memmove, memset
+
+from gwcore._speedups.buffer cimport (
+    BUF_LONG, BUF_HEAD, Buf, BufPool, ByteQueue, buf_bytes, buf_give, buf_grow, buf_room, buf_space, buf_take, queue_add, queue_clear, queue_skip,
+)
+from gwcore._speedups.slab cimport slab_give, slab_handle, slab_take
+from gwcore._speedups.sys cimport (
+    AF_INET6, EAGAIN, EINTR, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLL_CTL_ADD, MSG_NOSIGNAL, close, epoll_ctl, epoll_event, errno,
+    iovec, msghdr, recv, send, sendmsg,
+)
+from gwcore._speedups.timer cimport timer_arm, timer_cancel, timer_init
+from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK, link_append, link_drop, link_init, size_t
+
+# from FREE, IDLE, HEAD, BUSY, LINGER, CONNECTING, READY, POOLED: the legal next states
+cdef uint32_t[8] LEGAL
+LEGAL[:] = [
+    1 << C_IDLE | 1 << C_CONNECTING,
+    1 << C_HEAD | 1 << C_BUSY | 1 << C_FREE | 1 << C_LINGER,
+    1 << C_BUSY | 1 << C_FREE | 1 << C_LINGER,
+    1 << C_IDLE | 1 << C_LINGER | 1 << C_FREE,
+    1 << C_FREE,
+    1 << C_READY | 1 << C_FREE,
+    1 << C_POOLED | 1 << C_FREE,
+    1 << C_READY | 1 << C_FREE,
+]
+
+
+cdef bint conn_move(Worker *w, Conn *c, int to) noexcept nogil:
+    """The only writer of a connection's state."""
+    if not LEGAL[c.state] >> to & 1:
+        w.lane.worker.illegal_moves += 1
+        return False
+    if c.state == C_IDLE:
+        link_drop(&c.idle.link)
+    c.state = <uint8_t>to
+    return True
+
+
+cdef uint64_t random_next(Worker *w) noexcept nogil:
+    """xorshift64* (Marsaglia; Vigna): for jitter and choices, not for secrets."""
+    w.random ^= w.random >> 12
+    w.random ^= w.random << 25
+    w.random ^= w.random >> 27
+    return w.random * <uint64_t>0x2545f4914f6cdd1d
+
+
+# ---- what goes out ------------------------------------------------------------------------------------------------
+
+cdef void out_reset(OutList *o) noexcept nogil:
+    o.n = 0
+    o.text_used = 0
+    o.bytes = 0
+    if o.spill.bytes:
+        queue_clear(o.bufs, &o.spill)
+
+
+cdef void out_add(OutList *o, const char *at, size_t size) noexcept nogil:
+    """Add a slice. It joins the last one when they touch; when the list is full the bytes are copied instead."""
+    cdef iovec *last
+    if size == 0:
+        return
+    o.bytes += size
+    if o.spill.bytes:
+        queue_add(o.bufs, &o.spill, at, size)
+        return
+    if o.n:
+        last = &o.iov[o.n - 1]
+        if <const char *>last.iov_base + last.iov_len == at:
+            last.iov_len += size
+            return
+    if o.n == OUT_SLICES:
+        queue_add(o.bufs, &o.spill, at, size)
+        return
+    o.iov[o.n].iov_base = <void *>at
+    o.iov[o.n].iov_len = size
+    o.n += 1
+
+
+cdef void out_copy(OutList *o, const char *at, size_t size) noexcept nogil:
+    """Add bytes that do not live until the write: they are copied to the list's own text."""
+    if o.text_used + size > OUT_TEXT:
+        if o.spill.bytes == 0 and size:
+            queue_add(o.bufs, &o.spill, at, size)
+            o.bytes += size
+        else:
+            out_add(o, at, size)
+        return
+    memcpy(o.text + o.text_used, at, size)
+    out_add(o, o.text + o.text_used, size)
+    o.text_used += <uint32_t>size
+
+
+cdef void out_number(OutList *o, uint64_t n, int base) noexcept nogil:
+    cdef char digits[24]
+    cdef int i = 24
+    while True:
+        i -= 1
+        digits[i] = b"0123456789abcdef"[n % base]
+        n //= base
+        if n == 0:
+            break
+    out_copy(o, digits + i, 24 - i)
+
+
+cdef int out_store(BufPool *p, const OutList *o, ByteQueue *q) noexcept nogil:
+    """Copy all of the list to the end of a queue."""
+    cdef int i
+    cdef Buf *b
+    for i in range(o.n):
+        if queue_add(p, q, <const char *>o.iov[i].iov_base, o.iov[i].iov_len) != RC_OK:
+            return RC_FAIL
+    b = o.spill.head
+    while b != NULL:
+        if queue_add(p, q, buf_bytes(b), b.len) != RC_OK:
+            return RC_FAIL
+        b = b.next
+    return RC_OK
+
+
+cdef int conn_send(Worker *w, Conn *c, OutList *o) noexcept nogil:
+    """Send the list and empty it. RC_OK: all of it is with the kernel. RC_AGAIN: the rest is queued in c.output. RC_FAIL: c.broken."""
+    cdef msghdr msg
+    cdef ssize_t n
+    cdef int i, rc
+    if c.broken:
+        out_reset(o)
+        return RC_FAIL
+    if o.bytes == 0:
+        return RC_OK if c.output.bytes == 0 else RC_AGAIN
+    if c.output.bytes or o.spill.bytes or not c.writable:
+        rc = out_store(&w.bufs, o, &c.output)
+        out_reset(o)
+        if rc != RC_OK:
+            c.broken = 1
+            return RC_FAIL
+        return conn_flush(w, c) if c.writable else RC_AGAIN
+    if o.n == 1:
+        n = send(c.fd, o.iov[0].iov_base, o.iov[0].iov_len, MSG_NOSIGNAL)
+    else:
+        memset(&msg, 0, sizeof(msg))
+        msg.msg_iov = o.iov
+        msg.msg_iovlen = o.n
+        n = sendmsg(c.fd, &msg, MSG_NOSIGNAL)
+    if n == <ssize_t>o.bytes:
+        o.n = 0
+        o.text_used = 0
+        o.bytes = 0
+        return RC_OK
+    if n == -1:
+        if errno != EAGAIN and errno != EINTR:
+            c.broken = 1
+            out_reset(o)
+            return RC_FAIL
+        n = 0
+    c.writable = 0
+    for i in range(o.n):                     # the part that was taken does not go to the queue
+        if <size_t>n >= o.iov[i].iov_len:
+            n -= <ssize_t>o.iov[i].iov_len
+            o.iov[i].iov_len = 0
+        else:
+            o.iov[i].iov_base = <char *>o.iov[i].iov_base + n
+            o.iov[i].iov_len -= n
+            n = 0
+    rc = out_store(&w.bufs, o, &c.output)
+    out_reset(o)
+    if rc != RC_OK:
+        c.broken = 1
+        return RC_FAIL
+    return RC_AGAIN
+
+
+cdef int conn_flush(Worker *w, Conn *c) noexcept nogil:
+    """Write queued bytes. RC_OK: none are left. RC_AGAIN, RC_FAIL as conn_send."""
+    cdef iovec iov[32]
+    cdef msghdr msg
+    cdef Buf *b
+    cdef size_t want
+    cdef ssize_t n
+    while c.output.bytes:
+        memset(&msg, 0, sizeof(msg))
+        msg.msg_iov = iov
+        want = 0
+        b = c.output.head
+        while b != NULL and msg.msg_iovlen < 32:
+            iov[msg.msg_iovlen].iov_base = buf_bytes(b)
+            iov[msg.msg_iovlen].iov_len = b.len
+            want += b.len
+            msg.msg_iovlen += 1
+            b = b.next
+        n = sendmsg(c.fd, &msg, MSG_NOSIGNAL)
+        if n == -1:
+            if errno == EINTR:
+                continue
+            if errno != EAGAIN:
+                c.broken = 1
+                return RC_FAIL
+            n = 0
+        queue_skip(&w.bufs, &c.output, n)
+        if <size_t>n < want:
+            c.writable = 0
+            return RC_AGAIN
+    return RC_OK
+
+
+# ---- what comes in ------------------------------------------------------------------------------------------------
+
+cdef int conn_read(Worker *w, Conn *c, const char **at, size_t *size) noexcept nogil:
+    """Read once. RC_OK: at[0], size[0] are all bytes that wait to be consumed; say with conn_rest what is left of them.
+
+    RC_AGAIN: nothing there. RC_DONE: the peer ended. RC_FAIL: reset, or no memory for a longer head. Bytes go to the worker's scratch
+    and stay there for this turn; behind bytes that wait already when there are such.
+    """
+    cdef char *into = w.scratch
+    cdef size_t room = SCRATCH_BYTES
+    cdef Buf *b = c.input
+    cdef Buf *big
+    cdef ssize_t n
+    if b != NULL:
+        if buf_space(b) == 0:
+            if b.off:
+                memmove(b + 1, buf_bytes(b), b.len)
+                b.off = 0
+            else:
+                big = buf_grow(&w.bufs, b)
+                if big == NULL:
+                    return RC_FAIL
+                c.input = b = big
+        into = buf_room(b)
+        room = buf_space(b)
+    while True:
+        n = recv(c.fd, into, room, 0)
+        if n != -1 or errno != EINTR:
+            break
+    if n > 0:
+        if <size_t>n < room and not c.ended:
+            c.readable = 0
+        if b != NULL:
+            b.len += <uint32_t>n
+            at[0] = buf_bytes(b)
+            size[0] = b.len
+        else:
+            at[0] = into
+            size[0] = n
+        return RC_OK
+    c.readable = 0
+    if n == 0:
+        c.ended = 2
+        return RC_DONE
+    if errno == EAGAIN:
+        return RC_AGAIN
+    c.broken = 1
+    return RC_FAIL
+
+
+cdef int conn_rest(Worker *w, Conn *c, const char *at, size_t size) noexcept nogil:
+    """The bytes of the last read that were not consumed: a tail of what conn_read gave (or of c.input). RC_FAIL when memory is out."""
+    cdef Buf *b = c.input
+    if b != NULL and at >= <char *>(b + 1) and at <= <char *>(b + 1) + b.cap:
+        if size == 0:
+            c.input = NULL
+            buf_give(&w.bufs, b)
+        else:
+            b.off = <uint32_t>(at - <char *>(b + 1))
+            b.len = <uint32_t>size
+        return RC_OK
+    if size == 0:
+        return RC_OK
+    c.input = buf_take(&w.bufs, size)
+    if c.input == NULL:
+        c.input = buf_take(&w.bufs, BUF_LONG - BUF_HEAD) if size < BUF_LONG else NULL
+        if c.input == NULL:
+            c.broken = 1
+            return RC_FAIL
+    memcpy(buf_room(c.input), at, size)
+    c.input.len = <uint32_t>size
+    return RC_OK
+
+
+# ---- life ---------------------------------------------------------------------------------------------------------
+
+cdef Conn *conn_open(Worker *w, int side, int fd) noexcept nogil:
+    """A connection object for fd; NULL (fd still the caller's) when memory is out. Owns fd from here on."""
+    cdef Conn *c = <Conn *>slab_take(&w.clients if side == CONN_CLIENT else &w.upstreams)
+    if c == NULL:
+        return NULL
+    c.fd = fd
+    c.side = <uint8_t>side
+    c.opened_ms = w.now_ms
+    c.writable = 1
+    timer_init(&c.timer, c.item.slot, TIMER_CLIENT if side == CONN_CLIENT else TIMER_UPSTREAM)
+    link_init(&c.idle.link)
+    c.idle.owner = c.item.slot
+    link_init(&c.run.link)
+    c.run.owner = c.item.slot
+    w.fds += 1
+    if side == CONN_CLIENT:
+        w.lane.worker.connections += 1
+    else:
+        w.lane.worker.upstream_connections += 1
+    return c
+
+
+cdef bint conn_register(Worker *w, Conn *c) noexcept nogil:
+    """Tell the kernel once, for the life of the connection."""
+    cdef epoll_event e
+    e.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
+    e.data.u64 = <uint64_t>c.item.gen << 32 | <uint64_t>c.side << 28 | c.item.slot
+    return epoll_ctl(w.ep, EPOLL_CTL_ADD, c.fd, &e) == 0
+
+
+cdef void conn_close(Worker *w, Conn *c) noexcept nogil:
+    """Close the socket and give everything back that the connection itself holds. Closing twice is harmless."""
+    if not c.item.live:
+        return
+    conn_move(w, c, C_FREE)
+    timer_cancel(&w.wheel, &c.timer)
+    link_drop(&c.idle.link)
+    link_drop(&c.run.link)
+    if c.fd >= 0:
+        close(c.fd)                          # leaves epoll by itself
+        c.fd = -1
+    buf_give(&w.bufs, c.input)
+    c.input = NULL
+    queue_clear(&w.bufs, &c.output)
+    w.fds -= 1
+    if c.side == CONN_CLIENT:
+        w.lane.worker.connections -= 1
+        slab_give(&w.clients, c)
+    else:
+        w.lane.worker.upstream_connections -= 1
+        slab_give(&w.upstreams, c)
+
+
+cdef void conn_again(Worker *w, Conn *c) noexcept nogil:
+    """Look at this client connection once more before the turn ends."""
+    link_drop(&c.run.link)
+    link_append(&w.runnable, &c.run.link)
+
+
+cdef void conn_arm(Worker *w, Conn *c, uint64_t due_ms) noexcept nogil:
+    timer_arm(&w.wheel, &c.timer, due_ms)
+
+
+# ---- the peer's address as text -----------------------------------------------------------------------------------
+
+cdef size_t put_number(char *out, uint32_t n) noexcept nogil:
+    cdef size_t i = 0
+    if n >= 100:
+        out[i] = 48 + n // 100
+        i += 1
+    if n >= 10:
+        out[i] = 48 + n // 10 % 10
+        i += 1
+    out[i] = 48 + n % 10
+    return i + 1
+
+
+cdef extern from "<arpa/inet.h>" nogil:
+    const char *inet_ntop(int family, const void *src, char *out, uint32_t size)
+
+cdef extern from "<string.h>" nogil:
+    size_t strlen(const char *s)
+
+
+cdef size_t peer_text(const Conn *c, char *out) noexcept nogil:
+    """The client's address, without port, written to out (room for 48 bytes); its length. "unix" for a local socket."""
+    cdef size_t n = 0
+    cdef int i
+    if c.family == 4:
+        for i in range(12, 16):
+            n += put_number(out + n, c.peer[i])
+            if i < 15:
+                out[n] = c'.'
+                n += 1
+        return n
+    if c.family == 6 and inet_ntop(AF_INET6, c.peer, out, 48) != NULL:
+        return strlen(out)
+    memcpy(out, b"unix", 4)
+    return 4

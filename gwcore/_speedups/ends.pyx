@@ -1,0 +1,274 @@
+"""How exchanges and client connections end. Steps elsewhere release nothing themselves: exchange_end gives everything back, may be called
+in any phase, and twice."""
+from libc.stddef cimport size_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from gwcore._speedups.accesslog cimport log_exchange, log_refused
+from gwcore._speedups.answer cimport answer_error
+from gwcore._speedups.attempt cimport attempt_leave_queue, attempt_release
+from gwcore._speedups.body cimport body_skip
+from gwcore._speedups.buffer cimport buf_bytes, buf_give, queue_clear
+from gwcore._speedups.conn cimport (
+    C_IDLE, C_LINGER, Conn, Worker, conn_again, conn_arm, conn_close, conn_move, conn_read, conn_rest, conn_send,
+    out_reset,
+)
+from gwcore._speedups.histogram cimport histogram_cell
+from gwcore._speedups.http1 cimport M_HEAD
+from gwcore._speedups.plan cimport Str
+from gwcore._speedups.reasons cimport R_CLIENT_CLOSED, R_METHOD_NOT_ALLOWED
+from gwcore._speedups.shm cimport RouteCell
+from gwcore._speedups.slab cimport slab_give
+from gwcore._speedups.story cimport (
+    REQ_DISCARD, REQ_DONE, REQ_STREAM, X_ANSWERING, X_CONNECTING, X_DISCARDING, X_FLUSHING, X_FREE, X_QUEUED, X_SENT,
+    Exchange,
+)
+from gwcore._speedups.sys cimport SHUT_WR, SOL_SOCKET, SO_LINGER, recv, setsockopt, shutdown
+from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK, link_push
+from gwcore.pool cimport CLOSE_ABORTED, CLOSE_ERROR
+
+# from FREE, QUEUED, CONNECTING, SENT, ANSWERING, FLUSHING, DISCARDING: the legal next phases
+cdef uint32_t[7] LEGAL
+LEGAL[:] = [
+    1 << X_QUEUED | 1 << X_CONNECTING | 1 << X_SENT | 1 << X_FLUSHING,
+    1 << X_CONNECTING | 1 << X_SENT | 1 << X_FLUSHING | 1 << X_FREE,
+    1 << X_CONNECTING | 1 << X_SENT | 1 << X_QUEUED | 1 << X_FLUSHING | 1 << X_FREE,
+    1 << X_ANSWERING | 1 << X_CONNECTING | 1 << X_SENT | 1 << X_QUEUED | 1 << X_FLUSHING | 1 << X_FREE,
+    1 << X_FLUSHING | 1 << X_FREE,
+    1 << X_DISCARDING | 1 << X_FREE,
+    1 << X_FREE,
+]
+
+cdef struct LingerOption:
+    int on
+    int seconds
+
+
+cdef void exchange_move(Worker *w, Exchange *x, int to) noexcept nogil:
+    """The only writer of a phase."""
+    if not LEGAL[x.phase] >> to & 1:
+        w.lane.worker.illegal_moves += 1
+    x.phase = <uint8_t>to
+
+
+# ---- ends ---------------------------------------------------------------------------------------------------------
+
+cdef void exchange_end(Worker *w, Exchange *x) noexcept nogil:
+    """The one exit: count, log, give everything back. The client connection stays, without an exchange."""
+    cdef RouteCell *cell
+    cdef uint64_t us
+    cdef int group
+    if not x.item.live:
+        return
+    attempt_leave_queue(w, x)
+    if x.up != NULL:
+        attempt_release(w, x, False, CLOSE_ABORTED)
+    group = x.status // 100 if 100 <= x.status < 600 and x.reason != R_CLIENT_CLOSED else 0
+    us = w.now_us - x.start_us
+    if x.route != NULL:
+        cell = &w.lane.routes[x.route.slot]
+        cell.requests[group] += 1
+        cell.bytes_in += x.bytes_in
+        cell.bytes_out += x.bytes_out
+        cell.sum_us += us
+        cell.seconds[histogram_cell(us)] += 1
+    w.lane.worker.requests += 1
+    w.lane.worker.bytes_in += x.bytes_in
+    w.lane.worker.bytes_out += x.bytes_out
+    if x.reason:
+        w.lane.reasons[x.reason] += 1
+    if w.ring != NULL:
+        log_exchange(w, x)
+    if x.replay.bytes:
+        queue_clear(&w.bufs, &x.replay)
+    buf_give(&w.bufs, x.note)
+    x.note = NULL
+    x.plan.refs -= 1
+    w.lane.worker.exchanges -= 1
+    exchange_move(w, x, X_FREE)
+    x.client.exchange = NULL
+    slab_give(&w.exchanges, x)
+
+
+cdef void client_end(Worker *w, Conn *c, bint abort) noexcept nogil:
+    """Close a client connection, with whatever exchange it has. abort: by RST, so that nobody takes a cut answer for a whole one."""
+    cdef LingerOption option
+    if not c.item.live:
+        return
+    if c.exchange != NULL:
+        exchange_end(w, <Exchange *>c.exchange)
+    if abort and c.fd >= 0:
+        option.on, option.seconds = 1, 0
+        setsockopt(c.fd, SOL_SOCKET, SO_LINGER, &option, sizeof(option))
+    conn_close(w, c)
+
+
+cdef void client_linger(Worker *w, Conn *c) noexcept nogil:
+    """The answer is out: shut down our side, read and drop what still comes for a while, then close. Closing at once with unread bytes
+    would send RST, and RST eats the answer."""
+    if c.ended == 2 or c.broken:
+        conn_close(w, c)
+        return
+    shutdown(c.fd, SHUT_WR)
+    if not conn_move(w, c, C_LINGER):
+        conn_close(w, c)
+        return
+    buf_give(&w.bufs, c.input)
+    c.input = NULL
+    c.linger_left = w.plan.head.linger_bytes
+    conn_arm(w, c, w.now_ms + w.plan.head.linger_ms)
+    linger_read(w, c)
+
+
+cdef void linger_read(Worker *w, Conn *c) noexcept nogil:
+    cdef ssize_t n
+    while c.readable or c.ended:
+        n = recv(c.fd, w.scratch, 65536, 0)
+        if n <= 0:
+            if n == 0 or c.broken:
+                conn_close(w, c)
+            c.readable = 0
+            return
+        if n >= c.linger_left:
+            conn_close(w, c)
+            return
+        c.linger_left -= <uint32_t>n
+
+
+cdef void client_next(Worker *w, Conn *c, bint keep) noexcept nogil:
+    """The exchange is over: wait for the next request, take one that came already, or close."""
+    if not keep:
+        if c.readable or c.input != NULL:
+            client_linger(w, c)
+        else:
+            conn_close(w, c)
+        return
+    if not conn_move(w, c, C_IDLE):
+        conn_close(w, c)
+        return
+    conn_arm(w, c, w.now_ms + w.plan.head.keepalive_ms)
+    link_push(&w.lru, &c.idle.link)
+    if c.input != NULL or c.readable:
+        conn_again(w, c)
+
+
+cdef void exchange_complete(Worker *w, Exchange *x) noexcept nogil:
+    """The client has the whole answer."""
+    cdef Conn *c = x.client
+    cdef bint keep = x.keep_alive and not w.draining
+    cdef bint body_left = x.request_body != REQ_DONE
+    if body_left and keep and x.discarded < x.plan.head.linger_bytes:
+        exchange_move(w, x, X_DISCARDING)
+        x.request_body = REQ_DISCARD
+        conn_arm(w, c, w.now_ms + x.plan.head.linger_ms)
+        discard(w, x)
+        return
+    exchange_end(w, x)
+    if body_left:
+        client_linger(w, c)
+    else:
+        client_next(w, c, keep)
+
+
+cdef void discard(Worker *w, Exchange *x) noexcept nogil:
+    """Answered before the request body was read: read the rest and drop it, so that it is never taken for a request (RFC 9112 9.3)."""
+    cdef Conn *c = x.client
+    cdef const char *at
+    cdef size_t size, used
+    cdef int rc
+    while True:
+        if c.input != NULL:
+            at, size = buf_bytes(c.input), c.input.len
+        elif c.readable:
+            rc = conn_read(w, c, &at, &size)
+            if rc == RC_AGAIN:
+                return
+            if rc != RC_OK:
+                client_end(w, c, False)
+                return
+        else:
+            return
+        x.bytes_in += size if c.input == NULL else 0
+        rc = body_skip(w, x, at, size, &used)
+        conn_rest(w, c, at + used, size - used)
+        if rc == RC_DONE:
+            exchange_end(w, x)
+            client_next(w, c, not w.draining)
+            return
+        if rc == RC_FAIL or x.discarded >= x.plan.head.linger_bytes:
+            exchange_end(w, x)
+            client_linger(w, c)
+            return
+
+
+cdef void answered(Worker *w, Exchange *x, int rc) noexcept nogil:
+    """The answer was handed to conn_send, which said rc."""
+    if rc == RC_FAIL:
+        x.reason = R_CLIENT_CLOSED
+        client_end(w, x.client, False)
+        return
+    exchange_move(w, x, X_FLUSHING)
+    if rc == RC_AGAIN:
+        conn_arm(w, x.client, w.now_ms + client_write_ms(x))
+        return
+    exchange_complete(w, x)
+
+
+cdef uint32_t client_write_ms(const Exchange *x) noexcept nogil:
+    return x.route.client_write_ms if x.route != NULL else x.plan.head.client_write_ms
+
+
+cdef void exchange_fail(Worker *w, Exchange *x, int reason, bint close) noexcept nogil:
+    """Refuse or give up, for `reason`. Nothing sent yet: an answer. Part of an answer sent: the connection is cut, never ended as if whole."""
+    cdef Conn *c = x.client
+    cdef Str allow
+    cdef int rc
+    x.reason = reason
+    attempt_leave_queue(w, x)
+    if x.up != NULL:
+        attempt_release(w, x, False, CLOSE_ERROR)
+    if x.phase >= X_ANSWERING:
+        client_end(w, c, True)
+        return
+    if x.expects_continue or w.draining:
+        close = True
+    if close:
+        x.keep_alive = 0
+    allow.off = allow.len = 0
+    if reason == R_METHOD_NOT_ALLOWED and x.route != NULL:
+        allow = x.route.methods_text
+        x.route = NULL
+    out_reset(&w.out)
+    x.status = <unsigned short>answer_error(w, &w.out, x.plan.head, reason, not x.keep_alive, x.method == M_HEAD, x, allow)
+    x.bytes_out += w.out.bytes
+    rc = conn_send(w, c, &w.out)
+    if close and rc != RC_FAIL:
+        exchange_move(w, x, X_FLUSHING)
+        if x.request_body == REQ_STREAM:
+            x.discarded = x.plan.head.linger_bytes      # no more reading: linger
+        if rc == RC_OK:
+            exchange_end(w, x)
+            client_linger(w, c)
+            return
+        conn_arm(w, c, w.now_ms + client_write_ms(x))
+        return
+    answered(w, x, rc)
+
+
+cdef void head_refuse(Worker *w, Conn *c, int reason) noexcept nogil:
+    """A head that could not be read, or not be served: answer as far as one can be, close."""
+    cdef Str allow
+    cdef int status
+    allow.off = allow.len = 0
+    out_reset(&w.out)
+    status = answer_error(w, &w.out, w.plan.head, reason, True, False, NULL, allow)
+    w.lane.reasons[reason] += 1
+    w.lane.worker.requests += 1
+    log_refused(w, c, reason, status)
+    conn_send(w, c, &w.out)          # a few hundred bytes on an idle socket; what does not fit is not waited for
+    client_linger(w, c)
+
+
+cdef void client_left(Worker *w, Exchange *x) noexcept nogil:
+    x.reason = R_CLIENT_CLOSED
+    if x.phase < X_ANSWERING:
+        x.status = 499
+    client_end(w, x.client, False)

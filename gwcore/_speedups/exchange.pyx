@@ -1,0 +1,511 @@
+"""A request's life, from the first byte of its head on.
+
+client_input -> exchange_begin -> route -> answer | dispatch -> (queue | connect) -> sent -> answering -> complete -> next request.
+"""
+from libc.stddef cimport size_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memchr, memcmp, memcpy
+from gwcore._speedups.accesslog cimport log_refused
+from gwcore._speedups.answer cimport answer_route
+from gwcore._speedups.attempt cimport (
+    attempt_connected, attempt_leave_queue, attempt_next_waiter, attempt_release, attempt_take, pooled_close,
+)
+from gwcore._speedups.body cimport body_request
+from gwcore._speedups.buffer cimport buf_bytes, queue_clear
+from gwcore._speedups.chunked cimport chunked_init
+from gwcore._speedups.cllhttp cimport LLHTTP_REQUEST
+from gwcore._speedups.conn cimport (
+    C_BUSY, C_CONNECTING, C_HEAD, C_IDLE, C_LINGER, Conn, Worker, conn_again, conn_arm, conn_flush, conn_move,
+    conn_read, conn_rest, conn_send, out_reset, out_store, random_next,
+)
+from gwcore._speedups.fields cimport F_COOKIE, LOWER
+from gwcore._speedups.forward cimport exchange_note, forward_request
+from gwcore._speedups.head cimport Head, HeadLimits, head_feed, head_init
+from gwcore._speedups.http1 cimport (
+    BODY_CHUNKED, BODY_LENGTH, M_DELETE, M_GET, M_HEAD, M_OPTIONS, M_PUT, M_TRACE, host_normal, request_check,
+)
+from gwcore._speedups.path cimport PATH_PLAIN, path_kind, path_normalise
+from gwcore._speedups.plan cimport (
+    HASH_CLIENT, HASH_COOKIE, TARGET_RESPOND, PlanHead, Route, Target, UpstreamSpec, hash_bytes, plan_text,
+    plan_upstream,
+)
+from gwcore._speedups.reasons cimport (
+    R_BAD_PATH, R_BODY_TIMEOUT, R_BODY_TOO_LARGE, R_BODY_TOO_SLOW, R_BUFFER_LIMIT, R_CLIENT_CLOSED,
+    R_CLIENT_WRITE_TIMEOUT, R_CONNECT_TIMEOUT, R_HEADERS_TOO_LARGE, R_HEADER_TIMEOUT, R_METHOD_NOT_ALLOWED, R_NO_ROUTE,
+    R_QUEUE_TIMEOUT, R_RESPONSE_IDLE, R_RESPONSE_TIMEOUT, R_UPSTREAM_WRITE_TIMEOUT, R_URI_TOO_LONG, reason_row,
+)
+from gwcore._speedups.router cimport RouteQuery, router_find
+from gwcore._speedups.slab cimport slab_take
+from gwcore._speedups.story cimport (
+    REQ_DISCARD, REQ_DONE, REQ_STREAM, X_ANSWERING, X_DISCARDING, X_FLUSHING, X_QUEUED, X_SENT, Exchange,
+)
+from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL, RC_OK
+from gwcore._speedups.upstream cimport Upstream
+from gwcore.pool cimport CLOSE_IDLE, CLOSE_MAX_AGE, CLOSE_PEER, CLOSE_STALE
+from gwcore._speedups.ends cimport (
+    NEVER_MS, answered, client_end, client_left, client_linger, client_write_ms, discard, exchange_complete,
+    exchange_end, exchange_fail, head_refuse, linger_read,
+)
+from gwcore._speedups.relay cimport (
+    dispatch, dispatched, request_pump, send_replay, sent, upstream_read, write_failed, attempt_again, body_due,
+)
+
+# ---- request heads ------------------------------------------------------------------------------------------------
+
+cdef void client_input(Worker *w, Conn *c) noexcept nogil:
+    """Read and begin what can be begun. The connection is idle or in the middle of a head."""
+    cdef const char *at
+    cdef size_t size, before
+    cdef int rc
+    if c.input != NULL and c.state == C_IDLE:        # pipelined bytes
+        at, size = buf_bytes(c.input), c.input.len
+        before = 0
+    else:
+        if not c.readable:
+            return
+        before = c.input.len if c.input != NULL else 0
+        rc = conn_read(w, c, &at, &size)
+        if rc == RC_AGAIN:
+            return
+        if rc != RC_OK:
+            if rc == RC_FAIL and not c.broken:
+                head_refuse(w, c, R_HEADERS_TOO_LARGE)
+            else:
+                if c.state == C_HEAD:
+                    w.lane.reasons[<int>R_CLIENT_CLOSED] += 1
+                    log_refused(w, c, R_CLIENT_CLOSED, 499)
+                client_end(w, c, False)
+            return
+    client_head(w, c, at, size, before)
+
+
+cdef void client_head(Worker *w, Conn *c, const char *at, size_t size, size_t before) noexcept nogil:
+    """at[:size] begins with a request head, of which at[:before] was looked at already. A head in pieces is parsed again only when a
+    line more of it has come, so the work is bounded by lines x bytes, both limited."""
+    cdef Head *h = &w.request
+    cdef HeadLimits limits
+    cdef int rc = RC_AGAIN
+    limits.url_bytes = w.plan.head.url_bytes
+    limits.head_bytes = w.plan.head.head_bytes
+    limits.fields = w.plan.head.fields
+    if before == 0 or size >= limits.head_bytes or memchr(at + before, c'\n', size - before) != NULL:
+        head_init(h, LLHTTP_REQUEST)
+        rc = head_feed(h, at, 0, size, &limits)
+    if rc == RC_OK:
+        exchange_begin(w, c, at, size)
+        return
+    if rc == RC_FAIL:
+        if c.state == C_IDLE:
+            conn_move(w, c, C_HEAD)
+        head_refuse(w, c, h.reason)
+        return
+    if c.state == C_IDLE:
+        conn_move(w, c, C_HEAD)
+        conn_arm(w, c, w.now_ms + w.plan.head.header_ms)     # total, from the first byte
+    if conn_rest(w, c, at, size) != RC_OK:
+        head_refuse(w, c, R_BUFFER_LIMIT)
+    elif c.readable:
+        conn_again(w, c)
+
+
+cdef bint head_has(const void *head, const char *name, size_t name_len, const char *value, size_t value_len, bint any_value) noexcept nogil:
+    """For the router: does a field of that lower-case name (with that value) exist?"""
+    cdef const Head *h = <const Head *>head
+    cdef uint32_t i
+    cdef size_t k
+    for i in range(h.n):
+        if h.f[i].name_len != name_len or not (any_value or h.f[i].value_len == value_len):
+            continue
+        k = 0
+        while k < name_len and LOWER[<uint8_t>h.base[h.f[i].name + k]] == <uint8_t>name[k]:
+            k += 1
+        if k < name_len:
+            continue
+        if any_value:
+            return True
+        k = 0
+        while k < value_len and h.base[h.f[i].value + k] == value[k]:
+            k += 1
+        if k == value_len:
+            return True
+    return False
+
+
+cdef uint64_t hash_of(Worker *w, const Exchange *x, const Head *h, const UpstreamSpec *spec) noexcept nogil:
+    """What balance: hash hashes; a missing header or cookie falls back to the client's address."""
+    cdef const char *name = plan_text(x.plan.head, spec.hash_name)
+    cdef const char *item
+    cdef uint32_t i
+    cdef size_t n, pos, k
+    if spec.hash_by != HASH_CLIENT:
+        for i in range(h.n):
+            if spec.hash_by == HASH_COOKIE:
+                if h.f[i].id != F_COOKIE:
+                    continue
+                pos = 0
+                while pos < h.f[i].value_len:        # name=value; name=value
+                    item = h.base + h.f[i].value + pos
+                    n = 0
+                    while pos + n < h.f[i].value_len and item[n] != c';':
+                        n += 1
+                    k = 0
+                    while k < spec.hash_name.len and k < n and item[k] == name[k]:
+                        k += 1
+                    if k == spec.hash_name.len and k < n and item[k] == c'=':
+                        return hash_bytes(7, item + k + 1, n - k - 1)
+                    pos += n + 1
+                    while pos < h.f[i].value_len and h.base[h.f[i].value + pos] == c' ':
+                        pos += 1
+            elif h.f[i].name_len == spec.hash_name.len:
+                k = 0
+                while k < spec.hash_name.len and LOWER[<uint8_t>h.base[h.f[i].name + k]] == <uint8_t>name[k]:
+                    k += 1
+                if k == spec.hash_name.len:
+                    return hash_bytes(7, h.base + h.f[i].value, h.f[i].value_len)
+    return hash_bytes(7, <const char *>x.client.peer, 16)
+
+
+cdef Exchange *exchange_new(Worker *w, Conn *c, const Head *h) noexcept nogil:
+    cdef Exchange *x = <Exchange *>slab_take(&w.exchanges)
+    if x == NULL:
+        return NULL
+    conn_move(w, c, C_BUSY)
+    conn_arm(w, c, w.now_ms + NEVER_MS)
+    c.requests += 1
+    c.exchange = x
+    x.client = c
+    x.plan = w.plan
+    x.plan.refs += 1
+    x.start_us = w.now_us
+    x.method = h.method
+    x.http10 = h.http10
+    x.te_trailers = h.te_trailers
+    x.keep_alive = h.keep_alive and not w.draining and c.requests < w.plan.head.requests_per_connection \
+        and w.now_ms - c.opened_ms < w.plan.head.connection_age_ms
+    x.idempotent = h.has_key or h.method == M_GET or h.method == M_HEAD or h.method == M_OPTIONS or h.method == M_PUT or h.method == M_DELETE
+    if h.chunked:
+        x.request_kind = BODY_CHUNKED
+        x.request_body = REQ_STREAM
+        chunked_init(&x.request_chunks, w.plan.head.chunk_ext_bytes, w.plan.head.trailer_bytes)
+    elif h.has_length and h.length:
+        x.request_kind = BODY_LENGTH
+        x.request_body = REQ_STREAM
+        x.request_left = <uint64_t>h.length
+    x.expects_continue = h.expects_continue and x.request_body == REQ_STREAM
+    x.body_since_ms = w.now_ms
+    w.lane.worker.exchanges += 1
+    return x
+
+
+cdef void exchange_begin(Worker *w, Conn *c, const char *at, size_t size) noexcept nogil:
+    """A whole head is in w.request; at[:size] holds it and what came behind it."""
+    cdef Head *h = &w.request
+    cdef Exchange *x
+    cdef RouteQuery q
+    cdef uint64_t allowed = 0
+    cdef const char *path
+    cdef long path_len
+    cdef int reason = request_check(h)
+    if c.state == C_IDLE and reason:
+        conn_move(w, c, C_HEAD)
+    if reason:
+        head_refuse(w, c, reason)
+        return
+    x = exchange_new(w, c, h)
+    if x == NULL:
+        head_refuse(w, c, R_BUFFER_LIMIT)
+        return
+    x.bytes_in = size
+    path, path_len = h.base + h.path, h.path_len
+    if h.base[h.path] != c'*' and path_kind(path, path_len) != PATH_PLAIN:
+        path_len = path_normalise(path, path_len, w.path)
+        if path_len >= 0 and (path_len != h.path_len or memcmp(path, w.path, path_len) != 0):
+            path = w.path
+    exchange_note(w, x, h, path, path_len if path_len >= 0 else 0, c.trusted)
+    if path_len < 0:
+        begin_refuse(w, x, at, size, R_BAD_PATH)
+        return
+    if h.method == M_TRACE:
+        begin_refuse(w, x, at, size, R_METHOD_NOT_ALLOWED)
+        return
+    q.host = w.host
+    q.host_len = host_normal(h.base + h.authority, h.authority_len, w.host)
+    q.path, q.path_len = path, path_len
+    q.query, q.query_len = h.base + h.query, h.query_len
+    q.method = h.method
+    q.head = h
+    q.has_field = head_has
+    x.route = router_find(x.plan.head, x.plan.regexes, &q, &allowed)
+    if x.route == NULL:
+        x.allowed = allowed
+        begin_refuse(w, x, at, size, R_METHOD_NOT_ALLOWED if allowed else R_NO_ROUTE)
+        return
+    x.body_limit = x.route.body_bytes
+    if x.request_kind == BODY_LENGTH and x.body_limit and x.request_left > x.body_limit:
+        begin_refuse(w, x, at, size, R_BODY_TOO_LARGE)
+        return
+    if x.route.kind == TARGET_RESPOND:
+        begin_answer(w, x, at, size)
+    else:
+        begin_proxy(w, x, at, size, path, path_len)
+
+
+cdef void begin_refuse(Worker *w, Exchange *x, const char *at, size_t size, int reason) noexcept nogil:
+    conn_rest(w, x.client, at + w.request.size, size - w.request.size)
+    exchange_fail(w, x, reason, reason_row(reason).side == 0)
+
+
+cdef void begin_answer(Worker *w, Exchange *x, const char *at, size_t size) noexcept nogil:
+    """The route answers by itself."""
+    cdef Conn *c = x.client
+    cdef size_t n = w.request.size
+    if x.expects_continue:
+        x.keep_alive = 0                     # answered without asking for the body (RFC 9110 10.1.1)
+    out_reset(&w.out)
+    answer_route(w, &w.out, x.plan.head, x.route, not x.keep_alive, x.http10, x.method == M_HEAD)
+    x.status = x.route.status
+    x.bytes_out = w.out.bytes
+    conn_rest(w, c, at + n, size - n)
+    if x.request_body == REQ_STREAM:
+        x.request_body = REQ_DISCARD
+    answered(w, x, conn_send(w, c, &w.out))
+
+
+cdef const Target *target_pick(Worker *w, const PlanHead *p, const Route *r) noexcept nogil:
+    """By weight (canary)."""
+    cdef const Target *t = <const Target *>(<const char *>p + r.targets.off)
+    cdef uint64_t at
+    cdef uint32_t i
+    if r.targets.n == 1:
+        return t
+    at = (random_next(w) >> 11) % r.weight_sum
+    for i in range(r.targets.n):
+        if at < t[i].weight:
+            return &t[i]
+        at -= t[i].weight
+    return t
+
+
+cdef void begin_proxy(Worker *w, Exchange *x, const char *at, size_t size, const char *path, size_t path_len) noexcept nogil:
+    """Choose the upstream, take a connection, and send head and what is there of the body in one go."""
+    cdef Head *h = &w.request
+    cdef const PlanHead *p = x.plan.head
+    cdef const Route *r = x.route
+    cdef size_t used
+    cdef Exchange before
+    cdef int rc, head_rc
+    x.hash_target = target_pick(w, p, r).upstream
+    x.upstream = <Upstream *>x.plan.upstreams[x.hash_target]
+    x.hash = hash_of(w, x, h, plan_upstream(p, x.hash_target))
+    if r.rewrites:
+        rc = rewrite(w, r, p, &path, &path_len)
+        if rc:
+            begin_refuse(w, x, at, size, rc)
+            return
+    while True:
+        rc = attempt_take(w, x)
+        out_reset(&w.out)
+        head_rc = forward_request(w, x, h, &w.out, path, path_len)
+        if head_rc:
+            begin_refuse(w, x, at, size, head_rc)
+            return
+        if rc != RC_OK or x.expects_continue:
+            break
+        # a reused connection: everything that is there goes out now
+        before = x[0]
+        used = 0
+        if x.request_body == REQ_STREAM and size > h.size:
+            if body_request(w, x, at + h.size, size - h.size, &w.out, &used) == RC_FAIL:
+                conn_rest(w, x.client, at + size, 0)
+                exchange_fail(w, x, x.reason, True)
+                return
+        if x.idempotent and w.out.bytes <= r.replay_bytes:
+            out_store(&w.bufs, &w.out, &x.replay)
+        else:
+            x.replay_lost = 1
+        rc = conn_send(w, x.up, &w.out)
+        if rc == RC_FAIL:                    # closed while idle; nothing was sent, so any request may go elsewhere
+            queue_clear(&w.bufs, &x.replay)
+            x.request_left, x.request_body, x.body_seen = before.request_left, before.request_body, before.body_seen
+            x.request_chunks = before.request_chunks
+            x.replay_lost = 0
+            x.attempts = 0
+            attempt_release(w, x, False, CLOSE_STALE)
+            continue
+        conn_rest(w, x.client, at + h.size + used, size - h.size - used)
+        sent(w, x)
+        return
+    if out_store(&w.bufs, &w.out, &x.replay) != RC_OK:
+        begin_refuse(w, x, at, size, R_BUFFER_LIMIT)
+        return
+    out_reset(&w.out)
+    if conn_rest(w, x.client, at + h.size, size - h.size) != RC_OK:
+        exchange_fail(w, x, R_BUFFER_LIMIT, True)
+        return
+    dispatched(w, x, rc)
+
+
+cdef int rewrite(Worker *w, const Route *r, const PlanHead *p, const char **path, size_t *path_len) noexcept nogil:
+    """Strip and replace the prefix; the result is normal again, or refused (RFC 3986 6.2.2 applies to what is sent)."""
+    cdef char out[8448]
+    cdef size_t n = r.replace.len, strip = r.strip if r.strip < path_len[0] else path_len[0]
+    cdef long size
+    if n + path_len[0] - strip + 1 > 8192:
+        return R_URI_TOO_LONG
+    memcpy(out, plan_text(p, r.replace), n)
+    if path_len[0] == strip or path[0][strip] != c'/':
+        if n == 0 or (out[n - 1] != c'/' and path_len[0] > strip):
+            out[n] = c'/'
+            n += 1
+    elif n and out[n - 1] == c'/':
+        n -= 1
+    memcpy(out + n, path[0] + strip, path_len[0] - strip)
+    n += path_len[0] - strip
+    size = path_normalise(out, n, w.path)
+    if size < 0:
+        return R_BAD_PATH
+    path[0], path_len[0] = w.path, size
+    return 0
+
+
+cdef void queue_serve(Worker *w, Upstream *u) noexcept nogil:
+    """A place may be free: let the oldest waiters have it."""
+    cdef Exchange *x
+    while True:
+        x = attempt_next_waiter(w, u)
+        if x == NULL:
+            return
+        attempt_leave_queue(w, x)
+        conn_arm(w, x.client, w.now_ms + NEVER_MS)
+        dispatch(w, x)
+        if x.item.live and x.phase == X_QUEUED:
+            return
+
+
+# ---- events and timers --------------------------------------------------------------------------------------------
+
+cdef void client_event(Worker *w, Conn *c) noexcept nogil:
+    """The kernel or the run queue spoke of a client connection; its flags say what."""
+    cdef Exchange *x = <Exchange *>c.exchange
+    cdef int rc
+    if c.state == C_LINGER:
+        linger_read(w, c)
+        return
+    if x == NULL:
+        if c.broken:
+            client_end(w, c, False)
+        else:
+            client_input(w, c)
+        return
+    if c.broken:
+        client_left(w, x)
+        return
+    if c.output.bytes and c.writable:
+        rc = conn_flush(w, c)
+        if rc == RC_FAIL:
+            client_left(w, x)
+            return
+        if x.phase == X_FLUSHING and rc == RC_OK:
+            if x.discarded >= x.plan.head.linger_bytes and not x.keep_alive:
+                exchange_end(w, x)
+                client_linger(w, c)
+            else:
+                exchange_complete(w, x)
+            return
+        conn_arm(w, c, w.now_ms + (client_write_ms(x) if c.output.bytes else NEVER_MS))
+    if x.phase == X_DISCARDING:
+        discard(w, x)
+        return
+    if x.request_body == REQ_STREAM and (x.phase == X_SENT or x.phase == X_ANSWERING):
+        request_pump(w, x)
+        if not x.item.live or x.client != c:
+            return
+    if c.ended and x.request_body == REQ_DONE and x.keep_alive and not x.http10 and x.phase != X_FLUSHING:
+        client_left(w, x)                    # FIN means gone, unless the client said that this was its last request
+        return
+    if x.up != NULL and x.up.readable:
+        upstream_read(w, x)
+
+
+cdef void client_timeout(Worker *w, Conn *c) noexcept nogil:
+    cdef Exchange *x = <Exchange *>c.exchange
+    cdef uint64_t elapsed
+    if x == NULL:
+        if c.state == C_HEAD:
+            head_refuse(w, c, R_HEADER_TIMEOUT)
+        else:
+            client_end(w, c, False)          # idle or lingering long enough
+        return
+    if x.phase == X_QUEUED:
+        x.upstream.cell.queue_timeout += 1
+        exchange_fail(w, x, R_QUEUE_TIMEOUT, False)
+    elif x.phase == X_DISCARDING:
+        client_end(w, c, False)
+    elif c.output.bytes:
+        x.reason = R_CLIENT_WRITE_TIMEOUT
+        client_end(w, c, True)
+    elif x.request_body == REQ_STREAM and (x.phase == X_SENT or x.phase == X_ANSWERING) and x.up.output.bytes == 0:
+        elapsed = w.now_ms - x.body_since_ms
+        if x.body_seen == x.body_mark and w.now_ms - x.body_mark_ms >= x.route.body_idle_ms:
+            exchange_fail(w, x, R_BODY_TIMEOUT, True)
+        elif x.route.body_min_rate and elapsed > x.plan.head.body_rate_grace_ms and x.body_seen * 1000 < elapsed * x.route.body_min_rate:
+            exchange_fail(w, x, R_BODY_TOO_SLOW, True)
+        else:
+            if x.body_seen != x.body_mark or x.body_mark_ms == 0:
+                x.body_mark = x.body_seen
+                x.body_mark_ms = w.now_ms
+            conn_arm(w, c, body_due(w, x))
+    else:
+        conn_arm(w, c, w.now_ms + NEVER_MS)
+
+
+cdef void upstream_event(Worker *w, Conn *c) noexcept nogil:
+    """The kernel spoke of an upstream connection."""
+    cdef Exchange *x = <Exchange *>c.exchange
+    cdef int rc
+    if x == NULL:
+        pooled_close(w, c, CLOSE_PEER)       # nobody asked it anything: FIN, RST or stray bytes
+        return
+    if c.state == C_CONNECTING:
+        rc = attempt_connected(w, x)
+        if rc == RC_OK:
+            send_replay(w, x)
+        elif rc == RC_FAIL and attempt_again(w, x, x.reason):
+            dispatch(w, x)
+        return
+    if c.output.bytes and c.writable and not c.broken:
+        if conn_flush(w, c) == RC_FAIL:
+            write_failed(w, x)
+            return
+        if c.output.bytes <= x.route.buffer_low and x.request_body == REQ_STREAM:
+            request_pump(w, x)
+            if not x.item.live or x.up != c:
+                return
+    if c.broken:
+        c.broken = 0
+        c.readable = 1                       # bytes that came before the error are still to be read
+        c.ended = 1
+    if c.readable:
+        upstream_read(w, x)
+
+
+cdef void upstream_timeout(Worker *w, Conn *c) noexcept nogil:
+    cdef Exchange *x = <Exchange *>c.exchange
+    if x == NULL:
+        pooled_close(w, c, CLOSE_MAX_AGE if w.now_ms >= c.pooled.retire_ms else CLOSE_IDLE)
+        return
+    if c.state == C_CONNECTING:
+        x.reason = R_CONNECT_TIMEOUT
+        if attempt_again(w, x, R_CONNECT_TIMEOUT):
+            dispatch(w, x)
+    elif c.output.bytes:
+        exchange_fail(w, x, R_UPSTREAM_WRITE_TIMEOUT, False)
+    elif x.phase == X_SENT:
+        if x.request_body == REQ_STREAM:     # the client is still sending: its own limits watch that
+            conn_arm(w, c, w.now_ms + x.route.response_ms)
+        else:
+            exchange_fail(w, x, R_RESPONSE_TIMEOUT, False)
+    elif x.client.output.bytes:              # we hold it back ourselves
+        conn_arm(w, c, w.now_ms + x.route.idle_ms)
+    else:
+        exchange_fail(w, x, R_RESPONSE_IDLE, True)

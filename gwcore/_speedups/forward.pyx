@@ -1,0 +1,296 @@
+"""Heads that pass through. Lines that pass untouched leave as slices of the buffer in which they came; neighbours join to one slice.
+
+Order of a request: request line, the client's fields without those removed, ours (forwarding, Via, id, the route's), empty line.
+"""
+from libc.stddef cimport size_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memchr, memcmp, memcpy
+
+from gwcore._speedups.buffer cimport BUF_HEAD, BUF_SMALL, buf_bytes, buf_take
+from gwcore._speedups.conn cimport Conn, OutList, Worker, out_add, out_copy, out_number, out_reset, peer_text
+from gwcore._speedups.fields cimport (
+    B_TOKEN, BYTE_CLASS, F_ALIAS, F_CONTENT_LENGTH, F_EXPECT, F_FORWARDED, F_HOST, F_PROXY, F_VIA, F_X_FORWARDED_FOR, F_X_FORWARDED_HOST,
+    F_X_FORWARDED_PORT, F_X_FORWARDED_PROTO, F_X_GWCORE, F_X_REAL_IP, F_X_REQUEST_ID, LOWER,
+)
+from gwcore._speedups.head cimport Field, Head, field_end
+from gwcore._speedups.http1 cimport BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH
+from gwcore._speedups.plan cimport OP_ADD, OP_REMOVE, OP_SET, VIA_REQUEST, VIA_RESPONSE, Array, HeaderEdit, PlanHead, UpstreamSpec, plan_text, plan_upstream
+from gwcore._speedups.reasons cimport R_LOOP
+from gwcore._speedups.story cimport Exchange
+
+cdef enum:
+    ID_BYTES = 128           # longest request id taken from a trusted proxy
+    NOTE_PATH = 800          # bytes of the path that log and answers keep
+
+
+cdef void out_literal(OutList *o, const char *text, size_t size) noexcept nogil:
+    out_add(o, text, size)
+
+
+cdef bint name_is(const Head *h, const Field *f, const char *lower, size_t n) noexcept nogil:
+    cdef size_t i
+    if f.name_len != n:
+        return False
+    for i in range(n):
+        if LOWER[<uint8_t>h.base[f.name + i]] != <uint8_t>lower[i]:
+            return False
+    return True
+
+
+cdef void edits_drop(const PlanHead *p, Array edits, Head *h) noexcept nogil:
+    """Drop the fields that the route removes or sets."""
+    cdef const HeaderEdit *e = <const HeaderEdit *>(<const char *>p + edits.off)
+    cdef uint32_t i, k
+    for k in range(edits.n):
+        if e[k].op == OP_ADD:
+            continue
+        for i in range(h.n):
+            if name_is(h, &h.f[i], plan_text(p, e[k].name), e[k].name.len):
+                h.f[i].drop = 1
+
+
+cdef void edits_add(const PlanHead *p, Array edits, OutList *o) noexcept nogil:
+    cdef const HeaderEdit *e = <const HeaderEdit *>(<const char *>p + edits.off)
+    cdef uint32_t k
+    for k in range(edits.n):
+        if e[k].op != OP_REMOVE:
+            out_add(o, plan_text(p, e[k].line), e[k].line.len)
+
+
+cdef void fields_out(const Head *h, OutList *o, uint32_t run) noexcept nogil:
+    """The lines that pass, from offset run on. A line that is not `Name: value CR LF` to the letter is written anew."""
+    cdef uint32_t i, end
+    cdef const Field *f
+    for i in range(h.n):
+        f = &h.f[i]
+        end = field_end(h, i)
+        if not f.drop and f.value == f.name + f.name_len + 2 and f.value + f.value_len + 2 == end and h.base[f.value - 1] == c' ':
+            continue
+        out_add(o, h.base + run, f.name - run)
+        run = end
+        if f.drop:
+            continue
+        out_add(o, h.base + f.name, f.name_len)
+        out_literal(o, b": ", 2)
+        out_add(o, h.base + f.value, f.value_len)
+        out_literal(o, b"\r\n", 2)
+    out_add(o, h.base + run, h.size - 2 - run)
+
+
+cdef void forwarded_for(Worker *w, Exchange *x, Head *h, OutList *o) noexcept nogil:
+    """X-Forwarded-For, -Proto, -Host: a stranger's are replaced, a trusted proxy's are appended to."""
+    cdef char peer[48]
+    cdef size_t n = peer_text(x.client, peer)
+    cdef uint32_t i
+    cdef bint proto = False, host = False
+    out_literal(o, b"X-Forwarded-For: ", 17)
+    if x.client.trusted:
+        for i in range(h.n):
+            if h.f[i].id == F_X_FORWARDED_FOR and h.f[i].value_len:
+                out_add(o, h.base + h.f[i].value, h.f[i].value_len)
+                out_literal(o, b", ", 2)
+            elif h.f[i].id == F_X_FORWARDED_PROTO:
+                proto = True
+            elif h.f[i].id == F_X_FORWARDED_HOST:
+                host = True
+    out_copy(o, peer, n)
+    out_literal(o, b"\r\n", 2)
+    if not proto:
+        out_literal(o, b"X-Forwarded-Proto: http\r\n", 25)
+    if not host and h.authority_len:
+        out_literal(o, b"X-Forwarded-Host: ", 18)
+        out_add(o, h.base + h.authority, h.authority_len)
+        out_literal(o, b"\r\n", 2)
+
+
+cdef bint via_is_ours(const PlanHead *p, const Head *h, const Field *f) noexcept nogil:
+    """Does this Via name our pseudonym? Then the request has been here before."""
+    cdef size_t i, n = p.via_name.len
+    if f.value_len < n:
+        return False
+    for i in range(f.value_len - n + 1):
+        if memcmp(h.base + f.value + i, plan_text(p, p.via_name), n) == 0 and (i == 0 or h.base[f.value + i - 1] == c' ') \
+                and (i + n == f.value_len or not BYTE_CLASS[<uint8_t>h.base[f.value + i + n]] & B_TOKEN):
+            return True
+    return False
+
+
+cdef int fields_choose(Worker *w, Exchange *x, Head *h) noexcept nogil:
+    """Mark what does not pass to the upstream. 0 or a Reason."""
+    cdef const PlanHead *p = x.plan.head
+    cdef Field *f
+    cdef uint32_t i
+    for i in range(h.n):
+        f = &h.f[i]
+        if f.id == 0:
+            if p.underscore_drop and memchr(h.base + f.name, c'_', f.name_len) != NULL:
+                f.drop = 1
+            continue
+        if f.id == F_CONTENT_LENGTH:
+            # its digits were read and count; a spelling such as 007 is written anew
+            f.drop = h.base[f.value] == c'0' and f.value_len > 1
+        elif f.id == F_X_FORWARDED_FOR or f.id == F_EXPECT or f.id == F_PROXY or f.id == F_X_GWCORE or f.id == F_ALIAS or f.id == F_X_REQUEST_ID:
+            f.drop = 1
+        elif f.id == F_X_FORWARDED_PROTO or f.id == F_X_FORWARDED_HOST or f.id == F_X_FORWARDED_PORT or f.id == F_FORWARDED or f.id == F_X_REAL_IP:
+            f.drop = not x.client.trusted
+        elif f.id == F_VIA and via_is_ours(p, h, f):
+            return R_LOOP
+    return 0
+
+
+cdef int forward_request(Worker *w, Exchange *x, Head *h, OutList *o, const char *path, size_t path_len) noexcept nogil:
+    """Write the upstream's request head to o (slices of h's buffer, of path, of the plan). path is what is sent. 0 or a Reason."""
+    cdef const PlanHead *p = x.plan.head
+    cdef const UpstreamSpec *spec
+    cdef const char *line = h.base + h.start
+    cdef uint32_t run
+    cdef int rc = fields_choose(w, x, h)
+    cdef bint own_host
+    if rc:
+        return rc
+    edits_drop(p, x.route.request_edits, h)
+    spec = plan_upstream(p, x.hash_target)
+    own_host = spec.host.len != 0
+    if h.host_field >= 0 and (own_host or h.absolute):
+        h.f[h.host_field].drop = 1
+    run = h.f[0].name if h.n else h.size - 2
+    if path == h.base + h.path and not h.absolute and not h.http10:
+        run = h.start                            # the whole request line passes as it stands
+    else:
+        out_add(o, line, h.url - h.start)
+        out_add(o, path, path_len)
+        if h.query:
+            out_literal(o, b"?", 1)
+            out_add(o, h.base + h.query, h.query_len)
+        out_literal(o, b" HTTP/1.1\r\n", 11)
+    fields_out(h, o, run)
+    if own_host:
+        out_literal(o, b"Host: ", 6)
+        out_add(o, plan_text(p, spec.host), spec.host.len)
+        out_literal(o, b"\r\n", 2)
+    elif h.host_field < 0 or h.absolute:
+        out_literal(o, b"Host: ", 6)
+        if h.authority_len:
+            out_add(o, h.base + h.authority, h.authority_len)
+        else:
+            out_add(o, plan_text(p, spec.name), spec.name.len)
+        out_literal(o, b"\r\n", 2)
+    if x.request_kind == BODY_CHUNKED:
+        out_literal(o, b"Transfer-Encoding: chunked\r\n", 28)
+    elif x.request_kind == BODY_LENGTH and not content_length_passes(h):
+        out_literal(o, b"Content-Length: ", 16)
+        out_number(o, <uint64_t>h.length, 10)
+        out_literal(o, b"\r\n", 2)
+    forwarded_for(w, x, h, o)
+    if p.via & VIA_REQUEST:
+        out_add(o, plan_text(p, p.via_line), p.via_line.len)
+    if p.id_line.len:
+        out_add(o, plan_text(p, p.id_line), p.id_line.len)
+        out_add(o, buf_bytes(x.note) + x.note_path_len, x.note_id_len)
+        out_literal(o, b"\r\n", 2)
+    edits_add(p, x.route.request_edits, o)
+    out_literal(o, b"\r\n", 2)
+    return 0
+
+
+cdef bint content_length_passes(const Head *h) noexcept nogil:
+    cdef uint32_t i
+    for i in range(h.n):
+        if h.f[i].id == F_CONTENT_LENGTH:
+            return not h.f[i].drop
+    return False
+
+
+cdef void response_choose(Exchange *x, Head *h) noexcept nogil:
+    cdef uint32_t i
+    for i in range(h.n):
+        if h.f[i].id == F_CONTENT_LENGTH:
+            # 1xx and 204 have none; otherwise the digits were read and are what we send
+            h.f[i].drop = h.chunked or h.status == 204 or h.status < 200 or (h.base[h.f[i].value] == c'0' and h.f[i].value_len > 1)
+
+
+cdef void forward_response(Worker *w, Exchange *x, Head *h, OutList *o, bint close) noexcept nogil:
+    """Write the client's response head to o."""
+    cdef const PlanHead *p = x.plan.head
+    cdef uint32_t run
+    response_choose(x, h)
+    edits_drop(p, x.route.response_edits, h)
+    if h.http10:
+        out_literal(o, b"HTTP/1.1", 8)
+        run = 8
+    else:
+        run = 0
+    fields_out(h, o, run)
+    if not h.has_date:
+        out_add(o, w.date, 37)
+    if h.has_length and h.status >= 200 and h.status != 204 and not h.chunked and not content_length_passes(h):
+        out_literal(o, b"Content-Length: ", 16)
+        out_number(o, <uint64_t>h.length, 10)
+        out_literal(o, b"\r\n", 2)
+    if x.chunk_out:
+        out_literal(o, b"Transfer-Encoding: chunked\r\n", 28)
+    if close:
+        out_literal(o, b"Connection: close\r\n", 19)
+    elif x.http10:
+        out_literal(o, b"Connection: keep-alive\r\n", 24)
+    if p.via & VIA_RESPONSE:
+        out_add(o, plan_text(p, p.via_line), p.via_line.len)
+    edits_add(p, x.route.response_edits, o)
+    out_literal(o, b"\r\n", 2)
+
+
+cdef void forward_interim(Worker *w, Exchange *x, Head *h, OutList *o) noexcept nogil:
+    """A 1xx answer, passed on as it is but for hop-by-hop fields."""
+    response_choose(x, h)
+    if h.http10:
+        out_literal(o, b"HTTP/1.1", 8)
+        fields_out(h, o, 8)
+    else:
+        fields_out(h, o, 0)
+    out_literal(o, b"\r\n", 2)
+
+
+# ---- what is remembered of the head -------------------------------------------------------------------------------
+
+cdef bint id_is_good(const char *at, size_t size) noexcept nogil:
+    cdef size_t i
+    cdef uint8_t c
+    if size == 0 or size > ID_BYTES:
+        return False
+    for i in range(size):
+        c = <uint8_t>at[i]
+        if not (48 <= c <= 57 or 65 <= c <= 90 or 97 <= c <= 122 or c == c'.' or c == c'_' or c == c'-'):
+            return False
+    return True
+
+
+cdef void hex_put(char *out, uint64_t n, int digits) noexcept nogil:
+    cdef int i
+    for i in range(digits):
+        out[digits - 1 - i] = b"0123456789abcdef"[(n >> (4 * i)) & 15]
+
+
+cdef void exchange_note(Worker *w, Exchange *x, const Head *h, const char *path, size_t path_len, bint trusted) noexcept nogil:
+    """Keep path and request id for answers and log. An id is taken from trusted proxies only, else made: 24 hex digits, unique over
+    workers and restarts. Without memory for the note the exchange goes on without."""
+    cdef char *at
+    cdef const Field *f
+    cdef uint64_t n
+    x.note = buf_take(&w.bufs, BUF_SMALL - BUF_HEAD)
+    if x.note == NULL:
+        return
+    at = buf_bytes(x.note)
+    x.note_path_len = <uint32_t>(path_len if path_len < NOTE_PATH else NOTE_PATH)
+    memcpy(at, path, x.note_path_len)
+    at += x.note_path_len
+    if trusted and h != NULL and h.id_field >= 0:
+        f = &h.f[h.id_field]
+        if id_is_good(h.base + f.value, f.value_len):
+            memcpy(at, h.base + f.value, f.value_len)
+            x.note_id_len = f.value_len
+            return
+    w.id_next += 1
+    n = (w.id_next + w.id_prefix) * <uint64_t>0x1e3779b97f4a7c15       # odd: every counter value gives another number
+    hex_put(at, w.id_prefix >> 32, 8)
+    hex_put(at + 8, n, 16)
+    x.note_id_len = 24

@@ -1,0 +1,361 @@
+"""What a head means. Doubt about framing is refused, never repaired (RFC 9112 6.3); everything here works on offsets of the head."""
+from libc.stddef cimport size_t
+from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t
+from libc.string cimport memchr, memcmp
+
+from gwcore._speedups.cllhttp cimport LLHTTP_REQUEST
+from gwcore._speedups.fields cimport (
+    B_DIGIT, B_HEX, B_TARGET, B_TOKEN, B_VALUE, BYTE_CLASS, F_AUTHORIZATION, F_CONNECTION, F_CONTENT, F_CONTENT_LENGTH, F_COOKIE,
+    F_DATE, F_EXPECT, F_FORWARDED, F_HOP_LAST, F_HOST, F_IDEMPOTENCY_KEY, F_TE, F_TRANSFER_ENCODING, F_UPGRADE, F_VIA,
+    F_X_FORWARDED_FOR, F_X_FORWARDED_PORT, F_X_REAL_IP, F_X_REQUEST_ID, LOWER, all_bytes, field_id, same_word,
+)
+from gwcore._speedups.head cimport Field, Head, field_end
+from gwcore._speedups.llhttp cimport llhttp
+from gwcore._speedups.reasons cimport (
+    R_BAD_FRAMING, R_BAD_HEADER, R_BAD_HOST, R_BAD_PATH, R_BAD_REQUEST, R_BAD_RESPONSE, R_EXPECTATION_FAILED, R_HTTP_VERSION,
+    R_METHOD_NOT_ALLOWED, R_NOT_IMPLEMENTED, R_UPGRADE_FAILED,
+)
+
+
+cdef size_t list_next(const char *at, size_t size, size_t *pos, const char **item) noexcept nogil:
+    """The next non-empty element of a comma list from pos on; its length, 0 at the end."""
+    cdef size_t a = pos[0], b
+    while a < size and (at[a] == c',' or at[a] == c' ' or at[a] == c'\t'):
+        a += 1
+    b = a
+    while b < size and at[b] != c',':
+        b += 1
+    pos[0] = b
+    while b > a and (at[b - 1] == c' ' or at[b - 1] == c'\t'):
+        b -= 1
+    item[0] = at + a
+    return b - a
+
+
+cdef int host_check(const char *at, size_t size) noexcept nogil:
+    """uri-host [":" port] of RFC 9110 7.2, or nothing at all. 0 = well-formed."""
+    cdef size_t i = 0, port
+    cdef int64_t number = 0
+    cdef uint8_t c
+    if size == 0:
+        return 0
+    if size > 255 + 6:
+        return -1
+    if at[0] == c'[':                       # IPv6 literal
+        i = 1
+        while i < size and (BYTE_CLASS[<uint8_t>at[i]] & B_HEX or at[i] == c':' or at[i] == c'.'):
+            i += 1
+        if i >= size or at[i] != c']' or i < 3:
+            return -1
+        i += 1
+    else:
+        while i < size and at[i] != c':':
+            c = <uint8_t>at[i]
+            if not (BYTE_CLASS[c] & B_TOKEN or c == c'%' or c == c'(' or c == c')' or c == c';' or c == c'=') or c == c'#' or c == c'^' or c == c'|' or c == c'`':
+                return -1
+            i += 1
+        if i == 0:
+            return -1
+    if i == size:
+        return 0
+    if at[i] != c':':
+        return -1
+    port = i + 1
+    for i in range(port, size):
+        if not BYTE_CLASS[<uint8_t>at[i]] & B_DIGIT:
+            return -1
+        number = number * 10 + (at[i] - 48)
+        if number > 65535:
+            return -1
+    return 0
+
+
+cdef size_t host_normal(const char *at, size_t size, char *out) noexcept nogil:
+    """The host in lower case, without port and trailing dot, written to out (room for 261 bytes); its length."""
+    cdef size_t i, n = size
+    if size and at[0] == c'[':
+        for i in range(size):
+            if at[i] == c']':
+                n = i + 1
+                break
+    else:
+        for i in range(size):
+            if at[i] == c':':
+                n = i
+                break
+    if n and at[n - 1] == c'.':
+        n -= 1
+    for i in range(n):
+        out[i] = LOWER[<uint8_t>at[i]]
+    return n
+
+
+cdef void trim(const Head *h, Field *f) noexcept nogil:
+    """Drop optional whitespace behind the value; llhttp leaves it there."""
+    while f.value_len and (h.base[f.value + f.value_len - 1] == c' ' or h.base[f.value + f.value_len - 1] == c'\t'):
+        f.value_len -= 1
+
+
+cdef bint never_named(int field) noexcept nogil:
+    """Fields that `Connection` cannot take away, since we or the upstream rely on them."""
+    return field == F_HOST or F_AUTHORIZATION <= field <= F_IDEMPOTENCY_KEY or F_X_FORWARDED_FOR <= field <= F_X_REAL_IP \
+        or field == F_VIA or field == F_X_REQUEST_ID or field == F_CONTENT_LENGTH or field == F_TRANSFER_ENCODING
+
+
+cdef void connection_named(Head *h, const char *name, size_t size) noexcept nogil:
+    cdef uint32_t i
+    cdef size_t k
+    cdef bint same
+    for i in range(h.n):
+        if h.f[i].name_len != size or never_named(h.f[i].id):
+            continue
+        same = True
+        for k in range(size):
+            if LOWER[<uint8_t>h.base[h.f[i].name + k]] != LOWER[<uint8_t>name[k]]:
+                same = False
+                break
+        if same:
+            h.f[i].drop = 1
+
+
+cdef void connection_options(Head *h, const Field *f, bint *close, bint *keep) noexcept nogil:
+    cdef const char *item
+    cdef size_t pos = 0, n
+    while True:
+        n = list_next(h.base + f.value, f.value_len, &pos, &item)
+        if n == 0:
+            return
+        if same_word(item, n, b"close", 5):
+            close[0] = True
+        elif same_word(item, n, b"keep-alive", 10):
+            keep[0] = True
+        elif same_word(item, n, b"upgrade", 7):
+            h.wants_upgrade = 1
+        elif not same_word(item, n, b"te", 2):
+            connection_named(h, item, n)
+
+
+cdef int content_length(Head *h, const Field *f) noexcept nogil:
+    cdef uint32_t i
+    cdef int64_t value = 0
+    if h.has_length or f.value_len == 0 or f.value_len > 19:
+        return R_BAD_FRAMING
+    for i in range(f.value_len):
+        if not BYTE_CLASS[<uint8_t>h.base[f.value + i]] & B_DIGIT:
+            return R_BAD_FRAMING
+        if value > (INT64_MAX - (h.base[f.value + i] - 48)) // 10:
+            return R_BAD_FRAMING
+        value = value * 10 + (h.base[f.value + i] - 48)
+    h.has_length = 1
+    h.length = value
+    return 0
+
+
+cdef int transfer_encoding(Head *h, const Field *f) noexcept nogil:
+    """Exactly `chunked`, once. Another coding is 501 when it is a plain list of tokens, everything else bad framing."""
+    cdef const char *item
+    cdef size_t pos = 0, n
+    cdef bint other = False
+    cdef int chunked = 0
+    if h.chunked:
+        return R_BAD_FRAMING
+    if same_word(h.base + f.value, f.value_len, b"chunked", 7):
+        h.chunked = 1
+        return 0
+    if f.value_len and h.base[f.value] == c',':
+        return R_BAD_FRAMING
+    while True:
+        n = list_next(h.base + f.value, f.value_len, &pos, &item)
+        if n == 0:
+            break
+        if chunked or not all_bytes(item, n, B_TOKEN):
+            return R_BAD_FRAMING             # chunked not last, or no token
+        if same_word(item, n, b"chunked", 7):
+            chunked = 1
+        else:
+            other = True
+    return R_NOT_IMPLEMENTED if other else R_BAD_FRAMING
+
+
+cdef int fields_check(Head *h) noexcept nogil:
+    """Every field, both directions: line form, framing, Connection. 0 or a Reason."""
+    cdef uint32_t i, end
+    cdef Field *f
+    cdef int rc, bad_te = 0
+    cdef bint close = False, keep = False
+    h.chunked = h.has_length = h.expects_continue = h.te_trailers = h.wants_upgrade = h.has_date = h.has_key = 0
+    h.length = -1
+    h.host_field = h.upgrade_field = h.id_field = h.xff_field = -1
+    for i in range(h.n):
+        f = &h.f[i]
+        end = field_end(h, i)
+        if f.value == 0:
+            f.value = f.name + f.name_len + 1
+        # a line ends in CR LF and holds no other; a name touches its colon
+        if h.base[f.name + f.name_len] != c':' or end < f.value + f.value_len + 2 or h.base[end - 1] != c'\n' or h.base[end - 2] != c'\r':
+            return R_BAD_HEADER
+        trim(h, f)
+        if f.id == 0:
+            continue
+        if f.id <= F_HOP_LAST:
+            f.drop = 1
+            if f.id == F_CONTENT_LENGTH:
+                rc = content_length(h, f)
+                if rc:
+                    return rc
+            elif f.id == F_TRANSFER_ENCODING:
+                rc = transfer_encoding(h, f)
+                if rc == R_BAD_FRAMING:
+                    return rc
+                if rc:
+                    bad_te = rc
+            elif f.id == F_UPGRADE:
+                h.upgrade_field = i
+            elif f.id == F_TE and same_word(h.base + f.value, f.value_len, b"trailers", 8):
+                h.te_trailers = 1
+        elif f.id == F_HOST:
+            if h.host_field >= 0 and h.kind == LLHTTP_REQUEST:
+                return R_BAD_HOST
+            h.host_field = i
+        elif f.id == F_X_REQUEST_ID:
+            h.id_field = i
+        elif f.id == F_X_FORWARDED_FOR:
+            h.xff_field = i
+        elif f.id == F_DATE:
+            h.has_date = 1
+        elif f.id == F_IDEMPOTENCY_KEY:
+            h.has_key = 1
+        elif f.id == F_EXPECT and h.kind == LLHTTP_REQUEST:
+            if h.http10:
+                f.drop = 1
+            elif same_word(h.base + f.value, f.value_len, b"100-continue", 12):
+                h.expects_continue = 1
+            else:
+                return R_EXPECTATION_FAILED
+    for i in range(h.n):                     # after all ids are known: `Connection` may name a field that stood before it
+        if h.f[i].id == F_CONNECTION:
+            connection_options(h, &h.f[i], &close, &keep)
+    h.keep_alive = not close and (keep or not h.http10)
+    if (h.chunked or bad_te) and (h.has_length or h.http10):
+        return R_BAD_FRAMING
+    return bad_te
+
+
+cdef int target_check(Head *h) noexcept nogil:
+    """The request target: which form, where path, query and authority are."""
+    cdef const char *url = h.base + h.url
+    cdef uint32_t n = h.url_len, a, i
+    h.absolute = 0
+    h.authority = h.authority_len = 0
+    if not all_bytes(url, n, B_TARGET):
+        return R_BAD_PATH
+    if h.method == M_CONNECT:
+        return R_METHOD_NOT_ALLOWED
+    if url[0] == c'*':
+        if n != 1 or h.method != M_OPTIONS:
+            return R_BAD_PATH
+        h.path, h.path_len = h.url, 1
+        h.query = h.query_len = 0
+        return 0
+    a = 0
+    if url[0] != c'/':
+        if n > 7 and same_word(url, 7, b"http://", 7):
+            a = 7
+        elif n > 8 and same_word(url, 8, b"https://", 8):
+            a = 8
+        else:
+            return R_BAD_PATH
+        h.absolute = 1
+        h.authority = h.url + a
+        while a < n and url[a] != c'/' and url[a] != c'?':
+            a += 1
+        h.authority_len = h.url + a - h.authority
+        if h.authority_len == 0 or host_check(h.base + h.authority, h.authority_len) != 0 or memchr(h.base + h.authority, c'@', h.authority_len) != NULL:
+            return R_BAD_HOST
+        if a == n or url[a] == c'?':
+            return R_BAD_PATH                # no path to route on: RFC 9112 3.2.2 asks clients to send "/"
+    h.path = h.url + a
+    i = a
+    while i < n and url[i] != c'?':
+        i += 1
+    h.path_len = h.url + i - h.path
+    h.query = h.url + i + 1 if i < n else 0
+    h.query_len = n - i - 1 if i < n else 0
+    return 0
+
+
+cdef int request_check(Head *h) noexcept nogil:
+    """Is this complete request head one that we serve? 0, or the Reason why not."""
+    cdef const char *line = h.base + h.start
+    cdef const char *behind = h.base + h.url + h.url_len
+    cdef const Field *f
+    cdef int rc
+    h.method = <uint8_t>llhttp.method(&h.p)
+    # exactly one space between method, target and version
+    if h.url < h.start + 2 or h.base[h.url - 1] != c' ' or not all_bytes(line, h.url - 1 - h.start, B_TOKEN):
+        return R_BAD_REQUEST
+    if h.url + h.url_len + 11 > h.size or memcmp(behind, b" HTTP/", 6) != 0:
+        return R_BAD_REQUEST
+    if behind[6] != c'1' or behind[7] != c'.' or (behind[8] != c'1' and behind[8] != c'0') or behind[9] != c'\r' or behind[10] != c'\n':
+        return R_HTTP_VERSION if BYTE_CLASS[<uint8_t>behind[6]] & B_DIGIT and behind[7] == c'.' and BYTE_CLASS[<uint8_t>behind[8]] & B_DIGIT \
+            and behind[9] == c'\r' else R_BAD_REQUEST
+    h.http10 = behind[8] == c'0'
+    rc = fields_check(h)
+    if rc:
+        return rc
+    rc = target_check(h)
+    if rc:
+        return rc
+    if h.host_field < 0:
+        return 0 if h.http10 or h.absolute else R_BAD_HOST
+    f = &h.f[h.host_field]
+    if host_check(h.base + f.value, f.value_len) != 0:
+        return R_BAD_HOST
+    if not h.absolute:
+        h.authority, h.authority_len = f.value, f.value_len
+    elif not same_host(h.base + h.authority, h.authority_len, h.base + f.value, f.value_len):
+        return R_BAD_HOST
+    return 0
+
+
+cdef bint same_host(const char *a, size_t n, const char *b, size_t m) noexcept nogil:
+    cdef size_t i
+    if n != m:
+        return False
+    for i in range(n):
+        if LOWER[<uint8_t>a[i]] != LOWER[<uint8_t>b[i]]:
+            return False
+    return True
+
+
+cdef int response_check(Head *h, bint to_head) noexcept nogil:
+    """Is this complete response head one that we pass on? 0, or the Reason why not. Fills status_line."""
+    cdef const char *line = h.base
+    cdef const char *end = <const char *>memchr(line, c'\n', h.size)
+    cdef size_t n
+    if end == NULL:
+        return R_BAD_RESPONSE
+    n = end - line + 1
+    h.status_line = <unsigned short>n if n < 65535 else 65535
+    if n < 14 - 1 or n > 8192 or memcmp(line, b"HTTP/1.", 7) != 0 or (line[7] != c'1' and line[7] != c'0') or line[8] != c' ':
+        return R_BAD_RESPONSE
+    if not all_bytes(line + 9, 3, B_DIGIT) or line[9] < c'1' or line[9] > c'5' or (line[12] != c' ' and line[12] != c'\r') or line[n - 2] != c'\r':
+        return R_BAD_RESPONSE
+    if not all_bytes(line + 12, n - 14, B_VALUE):
+        return R_BAD_RESPONSE
+    h.http10 = line[7] == c'0'
+    h.status = (line[9] - 48) * 100 + (line[10] - 48) * 10 + (line[11] - 48)
+    if fields_check(h) != 0:
+        return R_BAD_RESPONSE
+    return 0
+
+
+cdef int response_body(const Head *h, bint to_head) noexcept nogil:
+    """BodyKind of a checked response (RFC 9112 6.3)."""
+    if to_head or h.status < 200 or h.status == 204 or h.status == 304:
+        return BODY_NONE
+    if h.chunked:
+        return BODY_CHUNKED
+    if h.has_length:
+        return BODY_LENGTH if h.length else BODY_NONE
+    return BODY_CLOSE

@@ -1,0 +1,184 @@
+# Level 2. The plan: the whole configuration as one relocatable blob. Offsets only, so it is mapped and used as it is.
+from gwcore._speedups.types cimport Str, size_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t
+
+cdef enum:
+    PLAN_MAGIC = 0x70637767  # "gwcp"
+
+cdef enum TargetKind: TARGET_UPSTREAM, TARGET_RESPOND
+cdef enum PathMatch: MATCH_EXACT, MATCH_PREFIX, MATCH_REGEX
+cdef enum Balance: BALANCE_ROUND_ROBIN, BALANCE_LEAST_REQUEST, BALANCE_EWMA, BALANCE_HASH, BALANCE_RANDOM
+cdef enum HashBy: HASH_CLIENT, HASH_HEADER, HASH_COOKIE
+cdef enum CondKind: COND_HEADER, COND_QUERY
+cdef enum HeaderOp: OP_REMOVE, OP_SET, OP_ADD
+cdef enum: VIA_REQUEST = 1, VIA_RESPONSE = 2
+
+cdef struct Array:           # n structs at off
+    uint32_t off
+    uint32_t n
+
+cdef struct HeaderEdit:
+    Str name                 # lower case for matching
+    Str line                 # "Name: value\r\n", ready to send
+    uint32_t op
+
+cdef struct Cond:            # one header or query condition
+    Str name
+    Str value
+    uint32_t kind
+    uint32_t any_value       # only presence counts
+
+cdef struct Target:          # weighted
+    uint32_t upstream        # index
+    uint32_t weight
+
+cdef struct Route:
+    Str name
+    Str path                 # exact path, or prefix without its last slash, or the regex
+    uint64_t methods         # bit per llhttp method; 0 = all
+    Array conds
+    Array targets
+    Array request_edits
+    Array response_edits
+    Str head                 # respond: status line and fields, without Date and the empty line
+    Str body
+    Str replace              # rewrite: put before what is left of the path
+    Str methods_text         # "GET, POST" for Allow
+    uint32_t strip           # rewrite: bytes of prefix taken off the path
+    uint32_t slot            # cell in the shared segment
+    uint32_t next            # index + 1 of the next route with the same key
+    uint32_t regex           # index + 1 of the compiled regex
+    uint32_t weight_sum
+    uint32_t status
+    uint32_t rewrites        # strip or replace is set
+    uint8_t kind             # TargetKind
+    uint8_t match            # PathMatch
+    uint8_t trailers
+    uint8_t tier
+    uint8_t host_kind        # 0 = any; for log and explain
+    uint32_t body_idle_ms
+    uint32_t client_write_ms
+    uint32_t response_ms
+    uint32_t idle_ms
+    uint32_t body_min_rate   # bytes per second; 0 = off
+    uint32_t buffer_high
+    uint32_t buffer_low
+    uint32_t replay_bytes
+    uint64_t body_bytes      # 0 = no limit
+
+cdef struct EndpointSpec:
+    Str name                 # as written in the configuration
+    uint8_t sockaddr[28]     # sockaddr_in or sockaddr_in6; unix sockets use path
+    Str path                 # unix socket
+    uint32_t sockaddr_len    # 0 = the name does not resolve
+    uint32_t weight
+    uint32_t slot
+
+cdef struct UpstreamSpec:
+    Str name
+    Array endpoints
+    Str host                 # literal Host to send; empty = the client's
+    Str hash_name
+    uint32_t slot
+    uint32_t balance
+    uint32_t hash_by
+    uint32_t hash_bound_pct  # 125 = 1.25 times the mean
+    uint32_t max_connections
+    uint32_t max_idle
+    uint32_t max_requests
+    uint32_t idle_ms
+    uint32_t max_age_ms
+    uint32_t queue_size
+    uint32_t queue_ms
+    uint32_t connect_ms
+    uint32_t write_ms
+    uint32_t response_ms
+    uint32_t body_idle_ms
+    uint32_t stale_retry
+    uint32_t connect_retries
+
+cdef struct Key:             # open addressing: (host, kind, path) -> first route
+    uint64_t hash            # 0 = empty
+    uint32_t host
+    uint32_t kind
+    Str path
+    uint32_t route           # index + 1
+
+cdef struct HostKey:
+    uint64_t hash
+    Str name                 # lower case; a wildcard without its "*"
+    uint32_t id              # 1..; 0 is "any host"
+    uint32_t wildcard
+
+cdef struct HostInfo:        # by host id
+    Array regexes            # uint32 route index + 1, in file order
+    uint32_t has_exact
+    uint32_t depth           # most segments a prefix of this host has
+    uint32_t has_prefix
+    uint32_t unused
+
+cdef struct Cidr:
+    uint8_t net[16]          # IPv4 as ::ffff:a.b.c.d
+    uint32_t bits
+
+cdef struct PlanHead:
+    uint32_t magic
+    uint32_t layout          # sizes of the structs, so that two builds never misread each other
+    uint64_t size
+    uint64_t version
+    Array routes
+    Array upstreams
+    Array keys               # power of two
+    Array hosts              # power of two
+    Array host_infos
+    Array trusted
+    Array regexes            # uint32 route index
+    Str via_line             # "Via: 1.1 name\r\n"
+    Str via_name
+    Str id_header            # lower case name of the request id field
+    Str id_line              # "X-Request-ID: "
+    Str server_line          # of our own answers
+    uint32_t has_wildcards
+    uint32_t via
+    uint32_t header_ms
+    uint32_t keepalive_ms
+    uint32_t linger_ms
+    uint32_t linger_bytes
+    uint32_t drain_ms
+    uint32_t url_bytes
+    uint32_t head_bytes
+    uint32_t fields
+    uint32_t trailer_bytes
+    uint32_t chunk_ext_bytes
+    uint32_t response_head_bytes
+    uint32_t response_fields
+    uint32_t connections     # per worker; 0 = by descriptors
+    uint32_t requests_per_connection
+    uint32_t connection_age_ms
+    uint32_t underscore_drop
+    uint32_t body_rate_grace_ms
+    uint32_t workers
+    uint32_t log_block
+    uint32_t log_buffer
+    uint32_t log_flush_ms
+    uint32_t client_write_ms
+    uint64_t buffers_total
+
+cdef inline const char *plan_text(const PlanHead *p, Str s) noexcept nogil:
+    return <const char *>p + s.off
+
+cdef inline const Route *plan_route(const PlanHead *p, uint32_t i) noexcept nogil:
+    return <const Route *>(<const char *>p + p.routes.off) + i
+
+cdef inline const UpstreamSpec *plan_upstream(const PlanHead *p, uint32_t i) noexcept nogil:
+    return <const UpstreamSpec *>(<const char *>p + p.upstreams.off) + i
+
+cdef inline const EndpointSpec *plan_endpoint(const PlanHead *p, const UpstreamSpec *u, uint32_t i) noexcept nogil:
+    return <const EndpointSpec *>(<const char *>p + u.endpoints.off) + i
+
+cdef inline uint64_t key_mix(uint64_t path_hash, uint32_t host, uint32_t kind) noexcept nogil:
+    return (path_hash ^ (<uint64_t>host * <uint64_t>0x1e3779b97f4a7c15) ^ kind) | 1
+
+cdef uint64_t hash_bytes(uint64_t seed, const char *at, size_t size) noexcept nogil
+cdef uint32_t plan_layout() noexcept nogil
+cdef const char *plan_refused(const PlanHead *p, size_t size) noexcept nogil

@@ -1,0 +1,28 @@
+# Level 10. The event loop of a worker: its own epoll, drained in batches under a time budget.
+from gwcore._speedups.conn cimport Worker
+from gwcore._speedups.types cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t
+
+cdef enum:
+    LISTENERS_MAX = 64
+    TICK_MS = 50
+
+cdef struct Listener:
+    int fd                   # -1 = closed
+    bint paused
+    char address[128]
+    uint32_t address_len
+
+cdef struct Reactor:
+    Worker w
+    Listener listeners[64]
+    int n_listeners
+    bint stop_accepting
+
+cdef bint reactor_open(Reactor *r) noexcept nogil
+cdef void reactor_close(Reactor *r) noexcept nogil
+cdef void reactor_drain(Reactor *r) noexcept nogil
+cdef void reactor_clock(Worker *w) noexcept nogil
+cdef bint listener_add(Reactor *r, const char *address, uint32_t size, int fd) noexcept nogil
+cdef void listener_drop(Reactor *r, int i, bint empty_queue) noexcept nogil
+cdef uint32_t reactor_close_idle(Reactor *r, uint64_t idle_ms) noexcept nogil

@@ -1,0 +1,367 @@
+"""The reactor. epoll_wait takes up to 512 events; after each return the clock is read once, the events are served, then connections with
+something left to do, queues, and timers. It goes round again while events come in batches and its millisecond lasts, then gives the
+thread back to uvloop, of which it is one readable descriptor."""
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
+
+from gwcore._speedups.answer cimport answer_error
+from gwcore._speedups.conn cimport (
+    CONN_CLIENT, CONN_CLOCK, CONN_LISTENER, CONN_UPSTREAM, C_IDLE, Conn, SCRATCH_BYTES, TIMER_CLIENT, TIMER_UPSTREAM, TIMER_WORKER, Worker,
+    conn_arm, conn_move, conn_open, conn_register, conn_send, out_reset,
+)
+from gwcore._speedups.ends cimport client_end, client_linger, head_refuse
+from gwcore._speedups.exchange cimport client_event, client_timeout, queue_serve, upstream_event, upstream_timeout
+from gwcore._speedups.plan cimport Cidr, PlanHead
+from gwcore._speedups.reasons cimport R_CONNECTION_LIMIT
+from gwcore._speedups.slab cimport SlabItem, slab_at
+from gwcore._speedups.sys cimport (
+    AF_INET, AF_INET6, CLOCK_MONOTONIC, CLOCK_REALTIME, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP,
+    EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, SOCK_CLOEXEC, SOCK_NONBLOCK, TFD_CLOEXEC, TFD_NONBLOCK, TFD_TIMER_ABSTIME, accept4,
+    clock_gettime, close, epoll_create1, epoll_ctl, epoll_event, epoll_wait, errno, itimerspec, ntohs, read, sockaddr, sockaddr_in, sockaddr_in6,
+    sockaddr_storage, socklen_t, timerfd_create, timerfd_settime, timespec,
+)
+from gwcore._speedups.timer cimport Timer, timer_arm, timer_init, wheel_advance, wheel_init, wheel_next_ms, wheel_pop
+from gwcore._speedups.types cimport Link, Node, link_drop, link_empty, link_init, link_push
+from gwcore._speedups.upstream cimport Upstream
+
+cdef enum:
+    EVENTS = 512
+    BUSY_EVENTS = 8          # a batch at least so large asks for another
+    BUDGET_US = 1000
+    ACCEPTS = 16             # in one turn, of one listener
+    RUNS = 512
+
+cdef extern from "<time.h>" nogil:
+    ctypedef long time_t
+    struct tm:
+        int tm_year, tm_mon, tm_mday, tm_hour, tm_min, tm_sec, tm_wday
+    tm *gmtime_r(const time_t *t, tm *out)
+
+cdef const char *DAYS = b"SunMonTueWedThuFriSat"
+cdef const char *MONTHS = b"JanFebMarAprMayJunJulAugSepOctNovDec"
+
+
+cdef void two(char *out, int n) noexcept nogil:
+    out[0], out[1] = <char>(48 + n // 10), <char>(48 + n % 10)
+
+
+cdef void date_write(Worker *w, uint64_t second) noexcept nogil:
+    """The Date line of this second (RFC 9110 5.6.7)."""
+    cdef tm t
+    cdef time_t s = <time_t>second
+    gmtime_r(&s, &t)
+    memcpy(w.date, b"Date: Sun, 00 Jan 0000 00:00:00 GMT\r\n\r\n", 39)
+    memcpy(w.date + 6, DAYS + 3 * t.tm_wday, 3)
+    two(w.date + 11, t.tm_mday)
+    memcpy(w.date + 14, MONTHS + 3 * t.tm_mon, 3)
+    two(w.date + 18, (t.tm_year + 1900) // 100)
+    two(w.date + 20, t.tm_year % 100)
+    two(w.date + 23, t.tm_hour)
+    two(w.date + 26, t.tm_min)
+    two(w.date + 29, t.tm_sec)
+    w.date_s = second
+
+
+cdef void reactor_clock(Worker *w) noexcept nogil:
+    """One read of the monotonic clock; wall time follows by an offset that is taken anew every second."""
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    w.now_us = <uint64_t>t.tv_sec * 1000000 + <uint64_t>t.tv_nsec // 1000
+    w.now_ms = w.now_us // 1000
+    w.wall_ms = w.now_ms + w.wall_offset_ms
+    if w.wall_ms // 1000 != w.date_s:
+        clock_gettime(CLOCK_REALTIME, &t)
+        w.wall_ms = <uint64_t>t.tv_sec * 1000 + <uint64_t>t.tv_nsec // 1000000
+        w.wall_offset_ms = w.wall_ms - w.now_ms
+        date_write(w, w.wall_ms // 1000)
+
+
+cdef bint reactor_open(Reactor *r) noexcept nogil:
+    """The epoll descriptor and the timer; False when the kernel refuses one."""
+    cdef Worker *w = &r.w
+    cdef epoll_event e
+    w.ep = epoll_create1(EPOLL_CLOEXEC)
+    w.timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)
+    w.scratch = <char *>malloc(SCRATCH_BYTES)
+    if w.ep < 0 or w.timer_fd < 0 or w.scratch == NULL:
+        return False
+    e.events = EPOLLIN
+    e.data.u64 = <uint64_t>CONN_CLOCK << 28
+    epoll_ctl(w.ep, EPOLL_CTL_ADD, w.timer_fd, &e)
+    reactor_clock(w)
+    wheel_init(&w.wheel, w.now_ms)
+    timer_init(&w.tick, 0, TIMER_WORKER)
+    link_init(&w.lru)
+    link_init(&w.runnable)
+    link_init(&w.serve)
+    return True
+
+
+cdef void reactor_close(Reactor *r) noexcept nogil:
+    cdef int i
+    for i in range(r.n_listeners):
+        listener_drop(r, i, False)
+    if r.w.ep >= 0:
+        close(r.w.ep)
+    if r.w.timer_fd >= 0:
+        close(r.w.timer_fd)
+    free(r.w.scratch)
+    r.w.scratch = NULL
+    r.w.ep = r.w.timer_fd = -1
+
+
+# ---- listeners ----------------------------------------------------------------------------------------------------
+
+cdef bint listener_add(Reactor *r, const char *address, uint32_t size, int fd) noexcept nogil:
+    """Accept from fd, which is the reactor's from here on. False when there are too many."""
+    cdef epoll_event e
+    cdef Listener *l
+    cdef int i = 0
+    while i < r.n_listeners and r.listeners[i].fd >= 0:
+        i += 1
+    if i == LISTENERS_MAX or size > sizeof(l.address):
+        return False
+    if i == r.n_listeners:
+        r.n_listeners += 1
+    l = &r.listeners[i]
+    l.fd, l.paused, l.address_len = fd, False, size
+    memcpy(l.address, address, size)
+    e.events = EPOLLIN
+    e.data.u64 = <uint64_t>CONN_LISTENER << 28 | i
+    return epoll_ctl(r.w.ep, EPOLL_CTL_ADD, fd, &e) == 0
+
+
+cdef void listener_drop(Reactor *r, int i, bint empty_queue) noexcept nogil:
+    """Stop accepting. empty_queue: first take in what the kernel has completed, or its clients would be reset."""
+    cdef Listener *l = &r.listeners[i]
+    if l.fd < 0:
+        return
+    if empty_queue:
+        while accept_some(r, l):
+            pass
+    close(l.fd)
+    l.fd = -1
+
+
+cdef void listeners_pause(Reactor *r, bint pause) noexcept nogil:
+    cdef epoll_event e
+    cdef int i
+    if r.w.accept_paused == pause:
+        return
+    r.w.accept_paused = pause
+    for i in range(r.n_listeners):
+        if r.listeners[i].fd < 0:
+            continue
+        e.events = 0 if pause else EPOLLIN
+        e.data.u64 = <uint64_t>CONN_LISTENER << 28 | i
+        epoll_ctl(r.w.ep, EPOLL_CTL_MOD, r.listeners[i].fd, &e)
+    if pause:
+        r.w.lane.worker.accept_paused += 1
+        timer_arm(&r.w.wheel, &r.w.tick, r.w.now_ms + TICK_MS)
+
+
+cdef bint shed_idle(Worker *w) noexcept nogil:
+    """Close the client connection that has been idle longest; False when none is idle."""
+    if link_empty(&w.lru):
+        return False
+    w.lane.worker.shed_idle += 1
+    client_end(w, <Conn *>slab_at(&w.clients, (<Node *>w.lru.prev).owner), False)
+    return True
+
+
+cdef bint is_trusted(const PlanHead *p, const uint8_t *peer) noexcept nogil:
+    cdef const Cidr *c = <const Cidr *>(<const char *>p + p.trusted.off)
+    cdef uint32_t i, k, bits
+    for i in range(p.trusted.n):
+        bits = c[i].bits
+        k = 0
+        while bits >= 8 and c[i].net[k] == peer[k]:
+            bits -= 8
+            k += 1
+        if bits == 0 or (bits < 8 and (c[i].net[k] ^ peer[k]) >> (8 - bits) == 0):
+            return True
+    return False
+
+
+cdef void peer_set(Conn *c, const sockaddr_storage *from_) noexcept nogil:
+    cdef const sockaddr_in *v4 = <const sockaddr_in *>from_
+    cdef const sockaddr_in6 *v6 = <const sockaddr_in6 *>from_
+    if from_.ss_family == AF_INET:
+        memcpy(c.peer + 12, &v4.sin_addr, 4)
+        c.peer[10] = c.peer[11] = 0xff
+        c.port = ntohs(v4.sin_port)
+        c.family = 4
+    elif from_.ss_family == AF_INET6:
+        memcpy(c.peer, &v6.sin6_addr, 16)
+        c.port = ntohs(v6.sin6_port)
+        c.family = 6
+        if c.peer[10] == 0xff and c.peer[11] == 0xff and (<uint64_t *>c.peer)[0] == 0 and c.peer[8] == 0 and c.peer[9] == 0:
+            c.family = 4             # a mapped IPv4 address on a dual-stack socket
+
+
+cdef bint accept_some(Reactor *r, Listener *l) noexcept nogil:
+    """Accept a batch. True: there may be more."""
+    cdef Worker *w = &r.w
+    cdef sockaddr_storage from_
+    cdef socklen_t size
+    cdef Conn *c
+    cdef int fd, i
+    for i in range(ACCEPTS):
+        if w.fds >= w.fd_limit and not shed_idle(w):
+            listeners_pause(r, True)
+            return False
+        size = sizeof(sockaddr_in6) + 100
+        fd = accept4(l.fd, <sockaddr *>&from_, &size, SOCK_NONBLOCK | SOCK_CLOEXEC)
+        if fd < 0:
+            if (errno == EMFILE or errno == ENFILE or errno == ENOBUFS or errno == ENOMEM) and not shed_idle(w):
+                listeners_pause(r, True)
+            return False
+        w.lane.worker.accepted += 1
+        c = conn_open(w, CONN_CLIENT, fd)
+        if c == NULL:
+            close(fd)
+            return False
+        conn_move(w, c, C_IDLE)
+        peer_set(c, &from_)
+        c.trusted = w.plan.head.trusted.n and is_trusted(w.plan.head, c.peer)
+        if w.lane.worker.connections > w.connection_limit and not shed_idle(w):
+            head_refuse(w, c, R_CONNECTION_LIMIT)
+            continue
+        if not conn_register(w, c):
+            client_end(w, c, False)
+            continue
+        link_push(&w.lru, &c.idle.link)
+        conn_arm(w, c, w.now_ms + w.plan.head.header_ms)
+        c.readable = 1               # the request is often there already: read before the kernel is asked
+        client_event(w, c)
+    return True
+
+
+# ---- a turn -------------------------------------------------------------------------------------------------------
+
+cdef void serve_event(Reactor *r, const epoll_event *e) noexcept nogil:
+    cdef Worker *w = &r.w
+    cdef uint64_t data = e.data.u64, token
+    cdef uint32_t slot = data & 0x0fffffff, side = (data >> 28) & 15, events = e.events
+    cdef Conn *c
+    if side == CONN_LISTENER:
+        if r.listeners[slot].fd >= 0:
+            accept_some(r, &r.listeners[slot])
+        return
+    if side == CONN_CLOCK:
+        read(w.timer_fd, &token, sizeof(token))
+        w.armed_ms = 0
+        return
+    c = <Conn *>slab_at(&w.clients if side == CONN_CLIENT else &w.upstreams, slot)
+    if c.item.gen != <uint32_t>(data >> 32) or not c.item.live:
+        return                       # an event of a connection that is gone
+    if events & EPOLLIN:
+        c.readable = 1
+    if events & EPOLLOUT:
+        c.writable = 1
+    if events & EPOLLRDHUP:
+        c.readable = 1
+        if not c.ended:
+            c.ended = 1
+    if events & (EPOLLERR | EPOLLHUP):
+        c.broken = events & EPOLLERR != 0 or c.broken
+        c.readable = 1
+        c.ended = 1 if not c.ended else c.ended
+    if side == CONN_CLIENT:
+        client_event(w, c)
+    else:
+        upstream_event(w, c)
+
+
+cdef void serve_rest(Reactor *r) noexcept nogil:
+    """Connections with something left to do, queues that may move, timers that are due."""
+    cdef Worker *w = &r.w
+    cdef Upstream *u
+    cdef Timer *t
+    cdef Node *node
+    cdef int runs = 0
+    while not link_empty(&w.runnable) and runs < RUNS:
+        node = <Node *>w.runnable.next
+        link_drop(&node.link)
+        client_event(w, <Conn *>slab_at(&w.clients, node.owner))
+        runs += 1
+    while not link_empty(&w.serve):
+        u = <Upstream *>w.serve.next
+        link_drop(&u.serve)
+        queue_serve(w, u)
+        if u.queue.n:                # still full: other workers may give way, look again soon
+            timer_soon(w)
+    wheel_advance(&w.wheel, w.now_ms)
+    while True:
+        t = wheel_pop(&w.wheel)
+        if t == NULL:
+            return
+        if t.kind == TIMER_CLIENT:
+            client_timeout(w, <Conn *>slab_at(&w.clients, t.owner))
+        elif t.kind == TIMER_UPSTREAM:
+            upstream_timeout(w, <Conn *>slab_at(&w.upstreams, t.owner))
+        else:
+            tick(r)
+
+
+cdef void timer_soon(Worker *w) noexcept nogil:
+    if w.tick.due_ms == 0:
+        timer_arm(&w.wheel, &w.tick, w.now_ms + TICK_MS)
+
+
+cdef void tick(Reactor *r) noexcept nogil:
+    """Only while something waits: accepting that was paused goes on when a twentieth of the descriptors is free again."""
+    cdef Worker *w = &r.w
+    cdef uint32_t enough = w.fd_limit - w.fd_limit // 20
+    if w.accept_paused:
+        if w.fds < enough:
+            listeners_pause(r, False)
+        else:
+            timer_soon(w)
+
+
+cdef void reactor_drain(Reactor *r) noexcept nogil:
+    """Serve what is ready, for about a millisecond at the most."""
+    cdef Worker *w = &r.w
+    cdef epoll_event events[EVENTS]
+    cdef uint64_t start = 0, due
+    cdef itimerspec at
+    cdef int n, i
+    while True:
+        n = epoll_wait(w.ep, events, EVENTS, 0)
+        reactor_clock(w)
+        w.lane.worker.loop_turns += 1
+        if start == 0:
+            start = w.now_us
+        for i in range(n):
+            serve_event(r, &events[i])
+        serve_rest(r)
+        if (n < BUSY_EVENTS and link_empty(&w.runnable)) or w.now_us - start >= BUDGET_US:
+            break
+    w.lane.worker.buffer_bytes = w.bufs.used_bytes
+    due = wheel_next_ms(&w.wheel)
+    if not link_empty(&w.runnable):
+        due = w.now_ms
+    if due and (w.armed_ms == 0 or due < w.armed_ms):
+        memset(&at, 0, sizeof(at))
+        at.it_value.tv_sec = due // 1000
+        at.it_value.tv_nsec = due % 1000 * 1000000 + 1
+        timerfd_settime(w.timer_fd, TFD_TIMER_ABSTIME, &at, NULL)
+        w.armed_ms = due
+
+
+cdef uint32_t reactor_close_idle(Reactor *r, uint64_t idle_ms) noexcept nogil:
+    """Close client connections that have been idle for idle_ms and of which no byte waits; returns how many connections are left."""
+    cdef Worker *w = &r.w
+    cdef Link *at = w.lru.prev
+    cdef Link *before
+    cdef Conn *c
+    reactor_clock(w)
+    while at != &w.lru:
+        before = at.prev
+        c = <Conn *>slab_at(&w.clients, (<Node *>at).owner)
+        if not c.readable and w.now_ms + w.plan.head.keepalive_ms >= c.timer.due_ms + idle_ms:
+            client_end(w, c, False)
+        at = before
+    return <uint32_t>w.lane.worker.connections

@@ -1,0 +1,338 @@
+"""The way of a request to its upstream and of the answer back: attempts, bodies in both directions, back-pressure."""
+from libc.stddef cimport size_t
+from libc.stdint cimport uint8_t, uint64_t
+from libc.string cimport memchr
+from gwcore._speedups.attempt cimport attempt_queue, attempt_release, attempt_take
+from gwcore._speedups.body cimport body_end_response, body_request, body_response
+from gwcore._speedups.buffer cimport Buf, buf_bytes, queue_clear
+from gwcore._speedups.chunked cimport chunked_init
+from gwcore._speedups.cllhttp cimport LLHTTP_RESPONSE
+from gwcore._speedups.conn cimport (
+    Conn, Worker, conn_again, conn_arm, conn_read, conn_rest, conn_send, out_add, out_reset, out_store,
+)
+from gwcore._speedups.forward cimport forward_interim, forward_response
+from gwcore._speedups.head cimport Head, HeadLimits, head_feed, head_init
+from gwcore._speedups.histogram cimport histogram_cell
+from gwcore._speedups.http1 cimport BODY_CHUNKED, BODY_CLOSE, M_HEAD, response_body, response_check
+from gwcore._speedups.reasons cimport (
+    RETRY_ANY, R_BAD_RESPONSE, R_BUFFER_LIMIT, R_CLIENT_CLOSED, R_CONNECT_TIMEOUT, R_HEADERS_TOO_LARGE, R_QUEUE_FULL,
+    R_RESPONSE_HEADERS_TOO_LARGE, R_RESPONSE_TRUNCATED, R_TOO_MANY_HEADERS, R_UPGRADE_FAILED, R_UPSTREAM_RESET,
+    reason_row,
+)
+from gwcore._speedups.story cimport REQ_DISCARD, REQ_DONE, REQ_STREAM, X_ANSWERING, X_CONNECTING, X_QUEUED, X_SENT, Exchange
+from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK
+from gwcore._speedups.upstream cimport Upstream
+from gwcore.pool cimport CLOSE_ERROR, CLOSE_PEER, CLOSE_STALE, CLOSE_TIMEOUT
+from gwcore._speedups.ends cimport NEVER_MS, answered, client_end, client_left, client_write_ms, exchange_fail, exchange_move
+
+cdef enum:
+    READS_A_TURN = 8         # of one connection, before others get their turn
+    INTERIMS_MAX = 8
+
+# ---- attempts -----------------------------------------------------------------------------------------------------
+
+cdef void dispatch(Worker *w, Exchange *x) noexcept nogil:
+    """Take a connection for a request whose head is in x.replay."""
+    dispatched(w, x, attempt_take(w, x))
+
+
+cdef void dispatched(Worker *w, Exchange *x, int rc) noexcept nogil:
+    while True:
+        if rc == RC_OK:
+            send_replay(w, x)
+            return
+        if rc == RC_AGAIN:
+            exchange_move(w, x, X_CONNECTING)
+            return
+        if x.reason == 0:
+            if attempt_queue(w, x):
+                exchange_move(w, x, X_QUEUED)
+                conn_arm(w, x.client, x.waiter.deadline_ms)
+            else:
+                exchange_fail(w, x, R_QUEUE_FULL, False)
+            return
+        if not attempt_again(w, x, x.reason):
+            return
+        rc = attempt_take(w, x)
+
+
+cdef bint attempt_again(Worker *w, Exchange *x, int reason) noexcept nogil:
+    """An attempt failed before anything was sent (or the connection was stale). False: the exchange has been failed."""
+    cdef bint stale = reason == R_UPSTREAM_RESET
+    if x.up != NULL:
+        attempt_release(w, x, False, CLOSE_STALE if stale else CLOSE_TIMEOUT if reason == R_CONNECT_TIMEOUT else CLOSE_ERROR)
+    if reason_row(reason).retry == RETRY_ANY and x.endpoint != NULL and x.attempts < 1 + x.upstream.connect_retries + x.stale_used and not x.replay_lost:
+        x.upstream.cell.retries += 1
+        return True
+    exchange_fail(w, x, reason, False)
+    return False
+
+
+cdef void send_replay(Worker *w, Exchange *x) noexcept nogil:
+    """The connection is up: send the kept head, and body bytes that wait."""
+    cdef Buf *b = x.replay.head
+    cdef Conn *c = x.client
+    cdef size_t used = 0
+    cdef int rc
+    out_reset(&w.out)
+    while b != NULL:
+        out_add(&w.out, buf_bytes(b), b.len)
+        b = b.next
+    if x.request_body == REQ_STREAM and c.input != NULL and not x.expects_continue:
+        rc = body_request(w, x, buf_bytes(c.input), c.input.len, &w.out, &used)
+        if rc == RC_FAIL:
+            out_reset(&w.out)
+            exchange_fail(w, x, x.reason, True)
+            return
+        if used:
+            x.replay_lost = 1
+    rc = conn_send(w, x.up, &w.out)
+    if used:
+        conn_rest(w, c, buf_bytes(c.input) + used, c.input.len - used)
+    if rc == RC_FAIL and x.reused and not used and not x.stale_used:
+        x.stale_used = 1
+        attempt_release(w, x, False, CLOSE_STALE)
+        dispatch(w, x)
+        return
+    if not x.reused or not x.idempotent:
+        queue_clear(&w.bufs, &x.replay)
+        x.replay_lost = 1
+    sent(w, x)
+
+
+cdef void sent(Worker *w, Exchange *x) noexcept nogil:
+    """The request head is with the kernel (or in the connection's queue)."""
+    exchange_move(w, x, X_SENT)
+    x.bytes_sent = 1
+    conn_arm(w, x.up, w.now_ms + x.route.response_ms)
+    if x.expects_continue:
+        x.expects_continue = 0
+        if x.client.input == NULL:
+            out_add(&w.out, b"HTTP/1.1 100 Continue\r\n\r\n", 25)
+            conn_send(w, x.client, &w.out)
+    if x.request_body == REQ_STREAM:
+        request_pump(w, x)
+    elif x.up.broken:
+        write_failed(w, x)
+
+
+cdef void write_failed(Worker *w, Exchange *x) noexcept nogil:
+    """The upstream does not take the request any more. It may have answered before: read what is there."""
+    if x.request_body == REQ_STREAM:
+        x.request_body = REQ_DISCARD
+    x.upstream_keep = 0
+    x.up.broken = 0
+    x.up.readable = 1
+    x.up.ended = 1
+    upstream_read(w, x)
+
+
+cdef void request_pump(Worker *w, Exchange *x) noexcept nogil:
+    """Move request body from the client to the upstream, as far as both go."""
+    cdef Conn *c = x.client
+    cdef const char *at
+    cdef size_t size, used
+    cdef int rc, sent_rc, reads = 0
+    while x.request_body == REQ_STREAM and x.up != NULL and x.up.output.bytes <= x.route.buffer_low:
+        if c.input != NULL:
+            at, size = buf_bytes(c.input), c.input.len
+        elif c.readable:
+            reads += 1
+            if reads > READS_A_TURN:
+                conn_again(w, c)
+                break
+            rc = conn_read(w, c, &at, &size)
+            if rc == RC_AGAIN:
+                break
+            if rc != RC_OK:                          # the client left in the middle of its body
+                x.reason = R_CLIENT_CLOSED
+                x.status = 499
+                client_end(w, c, False)
+                return
+            x.bytes_in += size
+        else:
+            break
+        out_reset(&w.out)
+        rc = body_request(w, x, at, size, &w.out, &used)
+        if rc == RC_FAIL:
+            out_reset(&w.out)
+            conn_rest(w, c, at + size, 0)
+            exchange_fail(w, x, x.reason, True)
+            return
+        if x.replay.bytes or not x.replay_lost:
+            if x.replay.bytes + w.out.bytes <= x.route.replay_bytes:
+                out_store(&w.bufs, &w.out, &x.replay)
+            else:
+                queue_clear(&w.bufs, &x.replay)
+                x.replay_lost = 1
+        sent_rc = conn_send(w, x.up, &w.out)
+        conn_rest(w, c, at + used, size - used)
+        if sent_rc == RC_FAIL:
+            write_failed(w, x)
+            return
+        if x.phase == X_SENT:
+            conn_arm(w, x.up, w.now_ms + (x.upstream.write_ms if x.up.output.bytes else x.route.response_ms))
+    if x.request_body == REQ_STREAM and c.output.bytes == 0:
+        conn_arm(w, c, body_due(w, x))
+    elif x.request_body == REQ_DONE and x.phase <= X_SENT:
+        conn_arm(w, c, w.now_ms + NEVER_MS)
+
+
+cdef uint64_t body_due(Worker *w, const Exchange *x) noexcept nogil:
+    """When the client must have sent more: an idle limit, and a look at the rate every grace period."""
+    cdef uint64_t due = w.now_ms + x.route.body_idle_ms
+    if x.route.body_min_rate and w.now_ms + x.plan.head.body_rate_grace_ms < due:
+        due = w.now_ms + x.plan.head.body_rate_grace_ms
+    return due
+
+
+# ---- answers ------------------------------------------------------------------------------------------------------
+
+cdef void upstream_read(Worker *w, Exchange *x) noexcept nogil:
+    """Read from the upstream as long as the client takes it."""
+    cdef Conn *u
+    cdef const char *at
+    cdef size_t size, before
+    cdef int rc, reads = 0
+    while x.item.live and x.up != NULL and x.up.readable and (x.phase == X_SENT or x.phase == X_ANSWERING):
+        u = x.up
+        if x.client.output.bytes > x.route.buffer_low:
+            return                                   # back-pressure: the client's flush calls us again
+        reads += 1
+        if reads > READS_A_TURN:
+            conn_again(w, x.client)
+            return
+        before = u.input.len if u.input != NULL else 0
+        rc = conn_read(w, u, &at, &size)
+        if rc == RC_AGAIN:
+            return
+        if rc != RC_OK:
+            upstream_ended(w, x, rc == RC_DONE)
+            return
+        x.got_bytes = 1
+        if x.phase == X_SENT:
+            response_head(w, x, at, size, before)
+        else:
+            out_reset(&w.out)
+            response_body_on(w, x, u, at, size)
+
+
+cdef void upstream_ended(Worker *w, Exchange *x, bint clean) noexcept nogil:
+    """FIN (clean) or an error from the upstream."""
+    cdef int rc
+    if x.phase == X_SENT:
+        if not x.got_bytes and x.reused and not x.stale_used and x.upstream.stale_retry and x.idempotent and not x.replay_lost \
+                and x.request_body != REQ_DISCARD:
+            # it closed the idle connection while our request was on its way (RFC 9112 9.3.1)
+            x.stale_used = 1
+            x.upstream.cell.retries += 1
+            attempt_release(w, x, False, CLOSE_STALE)
+            dispatch(w, x)
+            return
+        exchange_fail(w, x, R_UPSTREAM_RESET, False)
+        return
+    if clean and x.response_kind == BODY_CLOSE:
+        out_reset(&w.out)
+        body_end_response(x, &w.out)
+        x.bytes_out += w.out.bytes
+        x.upstream_keep = 0
+        rc = conn_send(w, x.client, &w.out)
+        response_done(w, x, rc, False, CLOSE_PEER)
+        return
+    exchange_fail(w, x, R_RESPONSE_TRUNCATED, True)
+
+
+cdef void response_head(Worker *w, Exchange *x, const char *at, size_t size, size_t before) noexcept nogil:
+    cdef Head *h = &w.response
+    cdef HeadLimits limits
+    cdef int rc, reason
+    cdef bint close
+    limits.url_bytes = 0
+    limits.head_bytes = x.plan.head.response_head_bytes
+    limits.fields = x.plan.head.response_fields
+    while True:
+        rc = RC_AGAIN
+        if size and (before == 0 or size >= limits.head_bytes or memchr(at + before, c'\n', size - before) != NULL):
+            head_init(h, LLHTTP_RESPONSE)
+            rc = head_feed(h, at, 0, size, &limits)
+        if rc == RC_AGAIN:
+            if conn_rest(w, x.up, at, size) != RC_OK:
+                exchange_fail(w, x, R_BUFFER_LIMIT, False)
+            return
+        reason = h.reason if rc == RC_FAIL else response_check(h, x.method == M_HEAD)
+        if reason:
+            if reason == R_TOO_MANY_HEADERS or reason == R_HEADERS_TOO_LARGE:
+                reason = R_RESPONSE_HEADERS_TOO_LARGE
+            else:
+                reason = R_BAD_RESPONSE
+            exchange_fail(w, x, reason, False)
+            return
+        if h.status >= 200:
+            break
+        x.interims += 1
+        if h.status == 101 or x.interims > INTERIMS_MAX:
+            exchange_fail(w, x, R_UPGRADE_FAILED if h.status == 101 else R_BAD_RESPONSE, False)
+            return
+        if h.status != 100 and not x.http10:
+            out_reset(&w.out)
+            forward_interim(w, x, h, &w.out)
+            x.bytes_out += w.out.bytes
+            if conn_send(w, x.client, &w.out) == RC_FAIL:
+                client_left(w, x)
+                return
+        at += h.size
+        size -= h.size
+        before = 0
+    x.status = h.status
+    x.first_byte_us = w.now_us
+    x.upstream.cell.seconds[histogram_cell(w.now_us - x.start_us)] += 1
+    x.upstream.cell.sum_us += w.now_us - x.start_us
+    x.response_kind = <uint8_t>response_body(h, x.method == M_HEAD)
+    x.response_left = <uint64_t>h.length if h.length > 0 else 0
+    x.chunk_out = (x.response_kind == BODY_CHUNKED or x.response_kind == BODY_CLOSE) and not x.http10
+    if x.response_kind == BODY_CHUNKED:
+        chunked_init(&x.response_chunks, x.plan.head.chunk_ext_bytes, x.plan.head.trailer_bytes)
+    if x.request_body != REQ_DISCARD:
+        x.upstream_keep = h.keep_alive and x.response_kind != BODY_CLOSE and not (h.status == 204 and (h.has_length or h.chunked))
+    if (x.response_kind == BODY_CHUNKED or x.response_kind == BODY_CLOSE) and x.http10:
+        x.keep_alive = 0
+    if w.draining:
+        x.keep_alive = 0
+    close = not x.keep_alive
+    if x.replay.bytes:
+        queue_clear(&w.bufs, &x.replay)
+    x.replay_lost = 1
+    exchange_move(w, x, X_ANSWERING)
+    out_reset(&w.out)
+    forward_response(w, x, h, &w.out, close)
+    response_body_on(w, x, x.up, at + h.size, size - h.size)
+
+
+cdef void response_body_on(Worker *w, Exchange *x, Conn *u, const char *at, size_t size) noexcept nogil:
+    """Send what w.out holds and what at[:size] gives of the body. at[:size] is all that the upstream connection holds unread."""
+    cdef size_t used = 0
+    cdef int rc = body_response(w, x, at, size, &w.out, &used), sent_rc
+    x.bytes_out += w.out.bytes
+    sent_rc = conn_send(w, x.client, &w.out)
+    conn_rest(w, u, at + size, 0)
+    if rc == RC_FAIL:
+        exchange_fail(w, x, R_RESPONSE_TRUNCATED, True)
+        return
+    if sent_rc == RC_FAIL:
+        client_left(w, x)
+        return
+    if rc == RC_DONE:
+        # one byte more than the answer has, and the connection is out of step
+        response_done(w, x, sent_rc, used == size, CLOSE_ERROR)
+        return
+    conn_arm(w, u, w.now_ms + x.route.idle_ms)
+    if sent_rc == RC_AGAIN:
+        conn_arm(w, x.client, w.now_ms + client_write_ms(x))
+
+
+cdef void response_done(Worker *w, Exchange *x, int sent_rc, bint clean, int why) noexcept nogil:
+    """The whole answer came from the upstream and was handed to the client's socket (sent_rc)."""
+    attempt_release(w, x, clean and x.upstream_keep and x.request_body == REQ_DONE and x.up.output.bytes == 0 and not x.up.ended and not x.up.readable, why)
+    if x.request_body == REQ_STREAM:
+        x.request_body = REQ_DISCARD
+    answered(w, x, sent_rc)

@@ -1,0 +1,85 @@
+# Level 1. The shared segment: one lane of counters per worker slot, one writer each; cells by slot number. Readers add up.
+from gwcore._speedups.types cimport size_t, uint32_t, uint64_t
+
+cdef enum:
+    ROUTE_CELLS = 2048       # of them the first are given out by identity, the last is "other"
+    UPSTREAM_CELLS = 256
+    ENDPOINT_CELLS = 2048
+    HIST_CELLS = 161
+    CLOSE_REASONS = 10
+    REASON_CELLS = 96
+
+cdef struct RouteCell:
+    uint64_t requests[6]     # by class: none (nobody answered), 1xx .. 5xx
+    uint64_t bytes_in
+    uint64_t bytes_out
+    uint64_t sum_us
+    uint32_t seconds[161]    # histogram of whole requests
+    uint32_t unused
+
+cdef struct UpstreamCell:
+    uint64_t opens
+    uint64_t reuses
+    uint64_t queue_full
+    uint64_t queue_timeout
+    uint64_t retries
+    uint64_t closed[10]
+    uint64_t sum_us
+    uint32_t waiting         # gauges
+    uint32_t in_use
+    uint32_t idle
+    uint32_t connecting
+    uint32_t seconds[161]    # histogram to the response head
+    uint32_t unused
+
+cdef struct WorkerCell:
+    uint64_t accepted
+    uint64_t requests
+    uint64_t bytes_in
+    uint64_t bytes_out
+    uint64_t log_dropped
+    uint64_t log_records
+    uint64_t accept_paused
+    uint64_t shed_idle
+    uint64_t loop_turns
+    uint64_t illegal_moves
+    uint64_t connections     # gauges from here
+    uint64_t exchanges
+    uint64_t upstream_connections
+    uint64_t buffer_bytes
+
+cdef struct Lane:
+    WorkerCell worker
+    uint64_t reasons[96]
+    RouteCell routes[2048]
+    UpstreamCell upstreams[256]
+
+cdef struct EndpointCell:    # shared by all workers, touched at open and close only
+    uint32_t open            # atomic
+    uint32_t wanted          # atomic: a worker waits for a place
+
+cdef struct Segment_:
+    uint32_t magic
+    uint32_t layout
+    uint32_t workers
+    uint32_t unused
+    EndpointCell endpoints[2048]
+
+cdef inline Lane *segment_lane(Segment_ *s, uint32_t worker) noexcept nogil:
+    return <Lane *>(<char *>s + 65536) + worker
+
+cdef class Segment:
+    cdef Segment_ *mem
+    cdef size_t size
+    cdef readonly int fd
+    cdef dict names          # kind -> {name: slot}; known to the supervisor only
+
+cdef extern from * nogil:
+    """
+    #define gw_atomic_add(p, v) __atomic_add_fetch((p), (v), __ATOMIC_RELAXED)
+    #define gw_atomic_load(p) __atomic_load_n((p), __ATOMIC_RELAXED)
+    #define gw_atomic_store(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
+    """
+    uint32_t gw_atomic_add(uint32_t *p, int v)
+    uint32_t gw_atomic_load(const uint32_t *p)
+    void gw_atomic_store(uint32_t *p, uint32_t v)

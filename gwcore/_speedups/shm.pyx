@@ -1,0 +1,162 @@
+"""The shared segment: a memfd that the supervisor makes and every worker maps. Slots are given by identity (kind and name), so that a
+reload keeps counting where it was. Pages that nobody touches cost nothing."""
+import os
+
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memset
+
+from gwcore._speedups.histogram cimport histogram_edge_us
+from gwcore._speedups.reasons cimport R_COUNT, reason_row
+from gwcore._speedups.sys cimport MAP_FAILED, MAP_NORESERVE, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
+from gwcore._speedups.types cimport size_t
+
+LIMITS = {"route": ROUTE_CELLS, "upstream": UPSTREAM_CELLS, "endpoint": ENDPOINT_CELLS}
+CLOSE_WORDS = ("idle", "max_requests", "max_age", "peer", "error", "stale", "evicted", "drain", "timeout", "aborted")
+MAGIC = 0x73637767
+
+assert <int>R_COUNT <= <int>REASON_CELLS and sizeof(Segment_) <= 65536
+
+
+def reasons() -> list[str]:
+    """Every reason word, in the order of reasons.h."""
+    return [reason_row(i).word.decode() for i in range(R_COUNT)]
+
+
+cdef seconds(const uint32_t *cells, uint64_t sum_us):
+    """A histogram as Prometheus wants it: cumulative counts at the edges of occupied octaves."""
+    total = 0
+    buckets = []
+    for i in range(HIST_CELLS):
+        total += cells[i]
+        if i % 8 == 7 and i < HIST_CELLS - 1:
+            buckets.append([histogram_edge_us(i) / 1e6, total])
+    return {"count": total, "sum": sum_us / 1e6, "buckets": buckets}
+
+
+cdef class Segment:
+    """One per gateway. `create` in the supervisor, `attach` in the workers."""
+
+    def __init__(self):
+        self.names = {kind: {} for kind in LIMITS}
+
+    @staticmethod
+    def create(workers: int) -> Segment:
+        """A new segment with room for `workers` (1 to 1024) lanes. OSError when memory is refused."""
+        if not 1 <= workers <= 1024:
+            raise ValueError("workers must be from 1 to 1024")
+        fd = os.memfd_create("gwcore-segment", os.MFD_CLOEXEC)
+        os.ftruncate(fd, 65536 + sizeof(Lane) * workers)
+        s = Segment.attach(fd, fresh=True)
+        (<Segment>s).mem.magic = MAGIC
+        (<Segment>s).mem.layout = <uint32_t>sizeof(Lane)
+        (<Segment>s).mem.workers = workers
+        return s
+
+    @staticmethod
+    def attach(fd: int, *, fresh: bool = False) -> Segment:
+        """Map the segment behind fd (which stays the caller's). ValueError when it is another build's."""
+        cdef Segment s = Segment()
+        s.size = os.fstat(fd).st_size
+        s.fd = fd
+        s.mem = <Segment_ *>mmap(NULL, s.size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0)
+        if <void *>s.mem == MAP_FAILED:
+            s.mem = NULL
+            raise OSError("cannot map the shared segment")
+        if not fresh and (s.mem.magic != MAGIC or s.mem.layout != <uint32_t>sizeof(Lane)):
+            raise ValueError("the shared segment was made by another build of gwcore")
+        return s
+
+    def __dealloc__(self):
+        if self.mem != NULL:
+            munmap(self.mem, self.size)
+
+    @property
+    def workers(self) -> int:
+        return self.mem.workers
+
+    def slot(self, kind: str, name: str) -> int:
+        """The slot of an identity, made at first sight. When all are used the last one is shared under the name "other"."""
+        known = self.names[kind]
+        if name not in known:
+            if len(known) >= LIMITS[kind] - 1:
+                return LIMITS[kind] - 1
+            known[name] = len(known)
+        return known[name]
+
+    def retire(self, worker: int) -> None:
+        """A worker died: its gauges go to zero, its counters stay and its successor goes on from them."""
+        cdef Lane *lane = segment_lane(self.mem, worker)
+        cdef int i
+        if not 0 <= worker < self.mem.workers:
+            raise IndexError(worker)
+        lane.worker.connections = lane.worker.exchanges = lane.worker.upstream_connections = lane.worker.buffer_bytes = 0
+        for i in range(UPSTREAM_CELLS):
+            lane.upstreams[i].waiting = lane.upstreams[i].in_use = lane.upstreams[i].idle = lane.upstreams[i].connecting = 0
+
+    def clear_endpoints(self) -> None:
+        """Forget the shared connection counts (all workers are gone)."""
+        memset(self.mem.endpoints, 0, sizeof(self.mem.endpoints))
+
+    def snapshot(self) -> dict:
+        """All figures, added up over the workers."""
+        cdef uint32_t w, i
+        cdef Lane *lane
+        lanes = range(self.mem.workers)
+        workers = [worker_figures(self, w) for w in lanes]
+        words = {}
+        for i in range(R_COUNT):
+            n = sum([segment_lane(self.mem, w).reasons[i] for w in lanes])
+            if n:
+                words[reason_row(i).word.decode()] = n
+        routes = {name: route_figures(self, slot) for name, slot in self.names["route"].items()}
+        if len(self.names["route"]) >= ROUTE_CELLS - 1:
+            routes["other"] = route_figures(self, ROUTE_CELLS - 1)
+        return {"workers": workers, "reasons": words, "routes": routes,
+                "upstreams": {name: upstream_figures(self, slot) for name, slot in self.names["upstream"].items()}}
+
+
+cdef dict worker_figures(Segment self, uint32_t w):
+    cdef WorkerCell *c = &segment_lane(self.mem, w).worker
+    return dict(c[0])
+
+
+cdef dict route_figures(Segment self, uint32_t slot):
+    cdef RouteCell *c
+    cdef uint32_t w, i
+    cdef uint32_t cells[HIST_CELLS]
+    cdef uint64_t sum_us = 0
+    memset(cells, 0, sizeof(cells))
+    requests = [0] * 6
+    n_in = n_out = 0
+    for w in range(self.mem.workers):
+        c = &segment_lane(self.mem, w).routes[slot]
+        for i in range(6):
+            requests[i] += c.requests[i]
+        for i in range(HIST_CELLS):
+            cells[i] += c.seconds[i]
+        n_in += c.bytes_in
+        n_out += c.bytes_out
+        sum_us += c.sum_us
+    return {"requests": dict(zip(("none", "1xx", "2xx", "3xx", "4xx", "5xx"), requests)), "bytes_in": n_in, "bytes_out": n_out,
+            "seconds": seconds(cells, sum_us)}
+
+
+cdef dict upstream_figures(Segment self, uint32_t slot):
+    cdef UpstreamCell *c
+    cdef uint32_t w, i
+    cdef uint32_t cells[HIST_CELLS]
+    cdef uint64_t sum_us = 0
+    memset(cells, 0, sizeof(cells))
+    out = dict.fromkeys(("opens", "reuses", "queue_full", "queue_timeout", "retries", "waiting", "in_use", "idle", "connecting"), 0)
+    closed = dict.fromkeys(CLOSE_WORDS, 0)
+    for w in range(self.mem.workers):
+        c = &segment_lane(self.mem, w).upstreams[slot]
+        for key, n in (("opens", c.opens), ("reuses", c.reuses), ("queue_full", c.queue_full), ("queue_timeout", c.queue_timeout),
+                       ("retries", c.retries), ("waiting", c.waiting), ("in_use", c.in_use), ("idle", c.idle), ("connecting", c.connecting)):
+            out[key] += n
+        for i in range(CLOSE_REASONS):
+            closed[CLOSE_WORDS[i]] += c.closed[i]
+        for i in range(HIST_CELLS):
+            cells[i] += c.seconds[i]
+        sum_us += c.sum_us
+    return dict(out, closed=closed, seconds=seconds(cells, sum_us))

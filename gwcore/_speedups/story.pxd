@@ -1,0 +1,79 @@
+# Level 5. What is known of one request and its answer. Owned by exchange.pyx; forward, answer and accesslog read it.
+from gwcore._speedups.buffer cimport Buf, ByteQueue
+from gwcore._speedups.chunked cimport Chunked
+from gwcore._speedups.conn cimport Conn, LocalPlan, Worker
+from gwcore._speedups.plan cimport Route
+from gwcore._speedups.slab cimport SlabItem
+from gwcore._speedups.types cimport size_t, uint32_t, uint64_t
+from gwcore._speedups.upstream cimport Endpoint, Upstream
+from gwcore.pool cimport Waiter
+from libc.stdint cimport int64_t, uint8_t, uint16_t
+
+cdef enum Phase:
+    X_FREE
+    X_QUEUED                 # waits for a place in a pool
+    X_CONNECTING
+    X_SENT                   # the head is on its way to the upstream, nothing of an answer came
+    X_ANSWERING              # the answer's head went to the client
+    X_FLUSHING               # the answer is complete, the client has not taken all of it
+    X_DISCARDING             # answered; the rest of the request body is read and dropped
+
+cdef enum BodyState: REQ_DONE, REQ_STREAM, REQ_DISCARD
+
+cdef struct Exchange:
+    SlabItem item            # first member
+    Waiter waiter            # while queued
+    uint32_t waiter_owner    # must follow the waiter: see waiter_exchange
+    Conn *client
+    Conn *up                 # NULL while none is held
+    LocalPlan *plan
+    const Route *route
+    Upstream *upstream
+    Endpoint *endpoint
+    ByteQueue replay         # the request as it is sent upstream, as long as it may have to be sent again
+    Buf *note                # what log and answers need of the head: path, then request id
+    uint32_t note_path_len
+    uint32_t note_id_len
+    Chunked request_chunks
+    Chunked response_chunks
+    uint64_t hash            # for balance: hash
+    uint32_t hash_target     # index of the upstream in the plan
+    uint64_t start_us
+    uint64_t queued_us
+    uint64_t connect_us      # start of the present connect
+    uint64_t connected_us
+    uint64_t first_byte_us
+    uint64_t body_since_ms
+    uint64_t bytes_in
+    uint64_t bytes_out
+    uint64_t body_limit      # bytes; 0 = none
+    uint64_t body_seen       # bytes of the request body, framing not counted
+    uint64_t request_left    # of a body with a length
+    uint64_t response_left
+    uint64_t discarded
+    uint64_t allowed         # methods that the path would have taken
+    uint64_t body_mark       # body_seen when the timer looked last
+    uint64_t body_mark_ms
+    uint32_t queue_us
+    uint32_t connecting_us
+    uint16_t status
+    uint16_t reason
+    uint8_t phase            # Phase; exchange_move alone writes it
+    uint8_t method
+    uint8_t http10
+    uint8_t keep_alive       # what the client asked for
+    uint8_t request_body     # BodyState
+    uint8_t request_kind     # BodyKind
+    uint8_t response_kind    # BodyKind
+    uint8_t chunk_out        # answer is sent in chunks
+    uint8_t expects_continue # 100 is still due
+    uint8_t idempotent
+    uint8_t replay_lost      # the replay copy is not whole
+    uint8_t reused           # the connection was idle before
+    uint8_t bytes_sent       # something of the request was taken by the kernel
+    uint8_t interims         # 1xx passed on
+    uint8_t attempts
+    uint8_t stale_used
+    uint8_t upstream_keep    # the upstream lets its connection live
+    uint8_t got_bytes        # something of the answer came
+    uint8_t te_trailers

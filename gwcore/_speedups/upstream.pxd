@@ -1,0 +1,48 @@
+# Level 4. What a worker keeps of an upstream between plans: endpoints with their pools, the queue, the balancer's state.
+from gwcore._speedups.plan cimport EndpointSpec, PlanHead, UpstreamSpec
+from gwcore._speedups.shm cimport UpstreamCell
+from gwcore._speedups.conn cimport Conn, Worker
+from gwcore._speedups.types cimport Link, size_t, uint32_t, uint64_t
+from gwcore.pool cimport PoolCore, PoolItem, WaitQueue
+from libc.stdint cimport uint8_t
+
+cdef struct Endpoint:
+    PoolCore pool
+    Upstream *upstream
+    char name[128]           # identity, "address" of the configuration
+    uint32_t name_len
+    uint8_t sockaddr[128]
+    uint32_t sockaddr_len    # 0 = does not resolve
+    uint32_t weight
+    uint32_t in_flight       # exchanges of this worker
+    double spread            # smooth weighted round robin: current weight
+    double ewma_ms
+    bint gone                # not in the current plan any more; freed when its pool is empty
+    Endpoint *next_gone
+
+cdef struct Upstream:
+    Link serve               # first member; in the worker's list of queues to be served
+    char name[128]           # identity
+    uint32_t name_len
+    uint32_t n
+    Endpoint **endpoints
+    WaitQueue queue
+    UpstreamCell *cell
+    # of the current plan
+    uint32_t balance
+    uint32_t hash_by
+    uint32_t hash_bound_pct
+    uint32_t queue_ms
+    uint32_t connect_ms
+    uint32_t write_ms
+    uint32_t stale_retry
+    uint32_t connect_retries
+    uint32_t weight_sum
+    uint32_t next_robin
+    bint gone
+
+cdef Endpoint *balance_pick(Worker *w, Upstream *u, uint64_t hash, const Endpoint *avoid, uint64_t now_ms) noexcept nogil
+cdef Upstream *upstream_new(Worker *w, const PlanHead *p, const UpstreamSpec *spec) noexcept nogil
+cdef bint upstream_update(Worker *w, Upstream *u, const PlanHead *p, const UpstreamSpec *spec, Endpoint **gone) noexcept nogil
+cdef void upstream_free(Upstream *u) noexcept nogil
+cdef bint endpoint_has_room(const Endpoint *e) noexcept nogil

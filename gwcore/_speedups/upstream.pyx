@@ -1,0 +1,230 @@
+"""Upstreams of a worker and the choice among their endpoints.
+
+round_robin: smooth weighted (as known from nginx). least_request: power of two choices (Mitzenmacher) on in-flight / weight. ewma: the
+same on in-flight x latency. hash: weighted rendezvous hashing with bounded load (Mirrokni, Thorup, Zadimoghaddam). Candidates have a
+free place in their pool; nobody waits holding one."""
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcmp, memcpy, memset
+
+from gwcore._speedups.conn cimport Conn, Worker, random_next
+from gwcore._speedups.plan cimport (
+    BALANCE_EWMA, BALANCE_HASH, BALANCE_RANDOM, BALANCE_ROUND_ROBIN, EndpointSpec, PlanHead, UpstreamSpec, hash_bytes, plan_endpoint, plan_text,
+)
+from gwcore._speedups.shm cimport gw_atomic_load
+from gwcore._speedups.sys cimport AF_UNIX
+from gwcore._speedups.types cimport link_init
+from gwcore.pool cimport PoolCore, pool_init, pool_open, waiters_init
+
+
+cdef bint endpoint_has_room(const Endpoint *e) noexcept nogil:
+    """May it take one more request now: an idle connection, or a place for a new one?"""
+    if e.weight == 0 or e.sockaddr_len == 0:
+        return False
+    if e.pool.n_idle or e.pool.max_connections == 0:
+        return True
+    if e.pool.shared_open != NULL:
+        return gw_atomic_load(e.pool.shared_open) < e.pool.max_connections
+    return pool_open(&e.pool) < e.pool.max_connections
+
+
+cdef Endpoint *pick_round_robin(Upstream *u, const Endpoint *avoid) noexcept nogil:
+    cdef Endpoint *best = NULL
+    cdef Endpoint *e
+    cdef uint32_t i, total = 0
+    for i in range(u.n):
+        e = u.endpoints[i]
+        if e == avoid or not endpoint_has_room(e):
+            continue
+        e.spread += e.weight
+        total += e.weight
+        if best == NULL or e.spread > best.spread:
+            best = e
+    if best != NULL:
+        best.spread -= total
+    return best
+
+
+cdef Endpoint *pick_weighted(Worker *w, Upstream *u, const Endpoint *avoid, const Endpoint *other) noexcept nogil:
+    """One with room, drawn by weight."""
+    cdef Endpoint *e
+    cdef uint64_t total = 0, at
+    cdef uint32_t i
+    for i in range(u.n):
+        e = u.endpoints[i]
+        if e != avoid and e != other and endpoint_has_room(e):
+            total += e.weight
+    if total == 0:
+        return NULL
+    at = (random_next(w) >> 11) % total
+    for i in range(u.n):
+        e = u.endpoints[i]
+        if e == avoid or e == other or not endpoint_has_room(e):
+            continue
+        if at < e.weight:
+            return e
+        at -= e.weight
+    return NULL
+
+
+cdef double load_of(const Upstream *u, const Endpoint *e) noexcept nogil:
+    cdef double load = <double>(e.in_flight + 1) / e.weight
+    return load * (e.ewma_ms + 0.1) if u.balance == BALANCE_EWMA else load
+
+
+cdef Endpoint *pick_hash(Upstream *u, uint64_t hash, const Endpoint *avoid) noexcept nogil:
+    """Highest weighted score of hash and name, among those under the bound; the bound is lifted when all are over it."""
+    cdef Endpoint *best = NULL
+    cdef Endpoint *e
+    cdef uint64_t h, total = 0
+    cdef double score, best_score = 0, bound
+    cdef uint32_t i, k
+    for i in range(u.n):
+        total += u.endpoints[i].in_flight
+    for k in range(2):
+        for i in range(u.n):
+            e = u.endpoints[i]
+            if e == avoid or not endpoint_has_room(e):
+                continue
+            bound = <double>(total + 1) * e.weight / u.weight_sum * u.hash_bound_pct / 100
+            if k == 0 and e.in_flight >= bound and e.in_flight:
+                continue
+            h = hash_bytes(hash, e.name, e.name_len)
+            h ^= h >> 33
+            h *= <uint64_t>0x4cf5ad432745937f
+            h ^= h >> 33
+            score = <double>e.weight / -log((<double>(h >> 11) + 1) / 9007199254740994.0)
+            if best == NULL or score > best_score:
+                best, best_score = e, score
+        if best != NULL:
+            return best
+    return NULL
+
+cdef extern from "<math.h>" nogil:
+    double log(double x)
+
+
+cdef Endpoint *balance_pick(Worker *w, Upstream *u, uint64_t hash, const Endpoint *avoid, uint64_t now_ms) noexcept nogil:
+    """An endpoint with room, other than avoid unless it is the only one; NULL when none has room."""
+    cdef Endpoint *a
+    cdef Endpoint *b
+    if u.n == 1:
+        return u.endpoints[0] if endpoint_has_room(u.endpoints[0]) else NULL
+    if u.balance == BALANCE_ROUND_ROBIN:
+        a = pick_round_robin(u, avoid)
+    elif u.balance == BALANCE_HASH:
+        a = pick_hash(u, hash, avoid)
+    elif u.balance == BALANCE_RANDOM:
+        a = pick_weighted(w, u, avoid, NULL)
+    else:
+        a = pick_weighted(w, u, avoid, NULL)
+        b = pick_weighted(w, u, avoid, a) if a != NULL else NULL
+        if b != NULL and load_of(u, b) < load_of(u, a):
+            a = b
+    if a == NULL and avoid != NULL:
+        return balance_pick(w, u, hash, NULL, now_ms)
+    return a
+
+
+# ---- from plan to plan --------------------------------------------------------------------------------------------
+
+cdef void endpoint_update(Worker *w, Endpoint *e, const PlanHead *p, const UpstreamSpec *u, const EndpointSpec *spec) noexcept nogil:
+    memset(e.sockaddr, 0, sizeof(e.sockaddr))
+    if spec.path.len:
+        (<uint16_t_ *>e.sockaddr)[0] = AF_UNIX
+        memcpy(e.sockaddr + 2, plan_text(p, spec.path), spec.path.len)
+        e.sockaddr_len = 2 + spec.path.len + 1        # the path's NUL counts
+    else:
+        memcpy(e.sockaddr, spec.sockaddr, 28)
+        e.sockaddr_len = spec.sockaddr_len
+    e.weight = spec.weight
+    e.pool.max_connections = u.max_connections
+    e.pool.max_idle = u.max_idle
+    e.pool.max_requests = u.max_requests
+    e.pool.idle_ms = u.idle_ms
+    e.pool.max_age_ms = u.max_age_ms
+    e.pool.draining = 0
+    e.pool.shared_open = &w.segment.endpoints[spec.slot].open
+    e.pool.wanted = &w.segment.endpoints[spec.slot].wanted
+    e.gone = False
+
+ctypedef unsigned short uint16_t_
+
+
+cdef Upstream *upstream_new(Worker *w, const PlanHead *p, const UpstreamSpec *spec) noexcept nogil:
+    """An upstream without endpoints yet; upstream_update gives it those. NULL when memory is out."""
+    cdef Upstream *u = <Upstream *>calloc(1, sizeof(Upstream))
+    if u == NULL:
+        return NULL
+    u.name_len = spec.name.len if spec.name.len < sizeof(u.name) else sizeof(u.name)
+    memcpy(u.name, plan_text(p, spec.name), u.name_len)
+    link_init(&u.serve)
+    waiters_init(&u.queue, spec.queue_size)
+    return u
+
+
+cdef bint upstream_update(Worker *w, Upstream *u, const PlanHead *p, const UpstreamSpec *spec, Endpoint **gone) noexcept nogil:
+    """Take over a plan's values. Endpoints are matched by name: pools of those that stay are not touched, those that left are marked
+    and chained to gone[0]. False when memory is out (nothing changed)."""
+    cdef Endpoint **fresh = <Endpoint **>calloc(spec.endpoints.n if spec.endpoints.n else 1, sizeof(Endpoint *))
+    cdef const EndpointSpec *s
+    cdef Endpoint *e
+    cdef uint32_t i, k, n
+    if fresh == NULL:
+        return False
+    for i in range(spec.endpoints.n):
+        s = plan_endpoint(p, spec, i)
+        n = s.name.len if s.name.len < 128 else 128
+        for k in range(u.n):
+            e = u.endpoints[k]
+            if e.name_len == n and memcmp(e.name, plan_text(p, s.name), n) == 0:
+                fresh[i] = e
+        if fresh[i] == NULL:
+            e = fresh[i] = <Endpoint *>calloc(1, sizeof(Endpoint))
+            if e == NULL:
+                free(fresh)
+                return False
+            pool_init(&e.pool)
+            e.upstream = u
+            e.name_len = n
+            memcpy(e.name, plan_text(p, s.name), n)
+    for k in range(u.n):
+        e = u.endpoints[k]
+        e.gone = True
+        for i in range(spec.endpoints.n):
+            if fresh[i] == e:
+                e.gone = False
+        if e.gone:
+            e.pool.draining = 1
+            e.next_gone = gone[0]
+            gone[0] = e
+    free(u.endpoints)
+    u.endpoints = fresh
+    u.n = spec.endpoints.n
+    u.weight_sum = 0
+    for i in range(u.n):
+        endpoint_update(w, u.endpoints[i], p, spec, plan_endpoint(p, spec, i))
+        u.weight_sum += u.endpoints[i].weight
+    if u.weight_sum == 0:
+        u.weight_sum = 1
+    u.cell = &w.lane.upstreams[spec.slot]
+    u.balance = spec.balance
+    u.hash_by = spec.hash_by
+    u.hash_bound_pct = spec.hash_bound_pct
+    u.queue.size = spec.queue_size
+    u.queue_ms = spec.queue_ms
+    u.connect_ms = spec.connect_ms
+    u.write_ms = spec.write_ms
+    u.stale_retry = spec.stale_retry
+    u.connect_retries = spec.connect_retries
+    u.gone = False
+    return True
+
+
+cdef void upstream_free(Upstream *u) noexcept nogil:
+    """Free an upstream whose endpoints hold no connection any more."""
+    cdef uint32_t i
+    for i in range(u.n):
+        free(u.endpoints[i])
+    free(u.endpoints)
+    free(u)

@@ -1,0 +1,266 @@
+"""YAML to models. Every error at once, each with file, line, column, path, and what to do about it."""
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from gwcore.config.schema import Config
+
+Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+VARIABLE = re.compile(r"\$(?:\$|\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\})")
+
+
+@dataclass(frozen=True)
+class ConfigError:
+    """One problem. `line` and `column` count from 1."""
+
+    file: str
+    line: int
+    column: int
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}: {self.path + ': ' if self.path else ''}{self.message}"
+
+
+class ConfigErrors(Exception):
+    """Everything that is wrong with a configuration, in file order."""
+
+    def __init__(self, errors: list[ConfigError]):
+        self.errors = sorted(errors, key=lambda e: (e.line, e.column))
+        super().__init__("\n".join(map(str, self.errors)))
+
+
+@dataclass
+class Loaded:
+    """A configuration that may be run, and what is worth a warning in it."""
+
+    config: Config
+    warnings: list[ConfigError]
+
+
+class _Reader:
+    def __init__(self, name: str):
+        self.name = name
+        self.errors: list[ConfigError] = []
+        self.places: dict[tuple[Any, ...], tuple[int, int]] = {(): (1, 1)}
+
+    def error(self, place: tuple[int, int], path: tuple[Any, ...], message: str) -> None:
+        self.errors.append(ConfigError(self.name, *place, dotted(path), message))
+
+    def value(self, node: yaml.Node, path: tuple[Any, ...]) -> Any:
+        """The node as Python data; places remembered, duplicate keys and undefined variables reported."""
+        place = (node.start_mark.line + 1, node.start_mark.column + 1)
+        self.places.setdefault(path, place)
+        if isinstance(node, yaml.MappingNode):
+            out: dict[Any, Any] = {}
+            for key_node, value_node in node.value:
+                key = self.scalar(key_node, path)
+                here = (key_node.start_mark.line + 1, key_node.start_mark.column + 1)
+                if key in out:
+                    first = self.places[(*path, key)]
+                    self.error(here, (*path, key), f"is given twice; the first is in line {first[0]}")
+                    continue
+                self.places[(*path, key)] = here
+                out[key] = self.value(value_node, (*path, key))
+            return out
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value(n, (*path, i)) for i, n in enumerate(node.value)]
+        return self.scalar(node, path)
+
+    def scalar(self, node: yaml.Node, path: tuple[Any, ...]) -> Any:
+        place = (node.start_mark.line + 1, node.start_mark.column + 1)
+        if not isinstance(node, yaml.ScalarNode):
+            self.error(place, path, "a key must be a plain word")
+            return "?"
+        if "$" not in node.value:
+            try:
+                return _construct(node)
+            except (yaml.YAMLError, ValueError) as why:
+                self.error(place, path, str(why))
+                return None
+
+        def put(m: re.Match[str]) -> str:
+            if m[1] is None:
+                return "$"
+            if m[1] in os.environ:
+                return os.environ[m[1]]
+            if m[2] is None:
+                self.error(place, path, f"the environment variable {m[1]} is not set; set it, or give a default: ${{{m[1]}:-default}}")
+                return ""
+            return m[2]
+
+        text = VARIABLE.sub(put, node.value)
+        if node.style in ("'", '"', "|", ">"):
+            return text
+        return _construct(yaml.ScalarNode(yaml.resolver.Resolver().resolve(yaml.ScalarNode, text, (True, False)), text))
+
+
+def _construct(node: yaml.ScalarNode) -> Any:
+    return yaml.SafeLoader("").construct_object(node)  # type: ignore[no-untyped-call]
+
+
+def dotted(path: tuple[Any, ...]) -> str:
+    """`routes[0].match.path`"""
+    out = ""
+    for p in path:
+        out += f"[{p}]" if isinstance(p, int) else f".{p}" if out else str(p)
+    return out
+
+
+def _known_keys(path: tuple[Any, ...]) -> list[str]:
+    """The keys that the model at path accepts, for did-you-mean."""
+    at: Any = Config
+    for p in path:
+        if isinstance(at, type) and issubclass(at, BaseModel):
+            field = at.model_fields.get(str(p))
+            at = field.annotation if field else None
+            while at is not None and not (isinstance(at, type) and issubclass(at, BaseModel)):
+                args = [a for a in getattr(at, "__args__", ()) if a not in (type(None), str, int)]
+                if getattr(at, "__metadata__", None):
+                    args = [at.__origin__]
+                if not args:
+                    return []
+                at = args[0]
+    return list(at.model_fields) if isinstance(at, type) and issubclass(at, BaseModel) else []
+
+
+def _clean(loc: tuple[Any, ...], data: Any) -> tuple[Any, ...]:
+    """A pydantic location without the names of union branches: only what can be followed in the data."""
+    out: list[Any] = []
+    for p in loc:
+        if isinstance(data, dict) and p in data:
+            data = data[p]
+        elif isinstance(data, list) and isinstance(p, int) and p < len(data):
+            data = data[p]
+        else:
+            if p == loc[-1] and isinstance(data, dict):
+                out.append(p)
+            continue
+        out.append(p)
+    return tuple(out)
+
+
+def _message(e: Any, path: tuple[Any, ...]) -> str:
+    kind, ctx = e["type"], e.get("ctx", {})
+    if kind == "extra_forbidden":
+        close = difflib.get_close_matches(str(path[-1]), _known_keys(tuple(p for p in path[:-1] if not isinstance(p, int))), 1, 0.6)
+        known = _known_keys(tuple(p for p in path[:-1] if not isinstance(p, int)))
+        return "unknown key" + (f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}" if known else "")
+    if kind == "missing":
+        return "is missing"
+    if kind == "value_error":
+        return str(ctx["error"])
+    if kind == "literal_error":
+        close = difflib.get_close_matches(str(e["input"]), re.findall(r"'([^']*)'", ctx["expected"]), 1, 0.6)
+        return f"{e['input']!r} is not one of {ctx['expected']}" + (f"; did you mean {close[0]}?" if close else "")
+    return f"{e['msg'][0].lower()}{e['msg'][1:]} (it is {e['input']!r})" if not isinstance(e["input"], dict | list) else e["msg"]
+
+
+def _cross_checks(config: Config, reader: _Reader) -> list[ConfigError]:
+    """What takes more than one model to see. Errors go to the reader; warnings are returned."""
+    warnings: list[ConfigError] = []
+
+    def place(*path: Any) -> tuple[int, int]:
+        while path not in reader.places:
+            path = path[:-1]
+        return reader.places[path]
+
+    addresses: dict[str, int] = {}
+    for i, listener in enumerate(config.listeners):
+        if listener.address in addresses:
+            reader.error(place("listeners", i, "address"), ("listeners", i, "address"),
+                         f"{listener.address} is used by listeners[{addresses[listener.address]}] already")
+        addresses.setdefault(listener.address, i)
+    names: dict[str, int] = {}
+    keys: dict[Any, str] = {}
+    for i, route in enumerate(config.routes):
+        route.name = route.name or f"route-{i + 1}"
+        if route.name in names:
+            reader.error(place("routes", i, "name"), ("routes", i, "name"), f"the name {route.name} is used by routes[{names[route.name]}] already")
+        names.setdefault(route.name, i)
+        wanted = [(("routes", i, "upstream"), route.upstream)] if route.upstream else []
+        wanted += [(("routes", i, "targets", k, "upstream"), t.upstream) for k, t in enumerate(route.targets)]
+        for path, name in wanted:
+            if name not in config.upstreams:
+                close = difflib.get_close_matches(name, config.upstreams, 1, 0.6)
+                reader.error(place(*path), path, f"there is no upstream {name}" + (f"; did you mean {close[0]}?" if close else "; add it under upstreams"))
+        m = route.match
+        if m.regex is not None:
+            try:
+                from gwcore._speedups.regex import check
+                why = check(m.regex)
+            except ImportError:
+                why = None
+            if why:
+                reader.error(place("routes", i, "match", "regex"), ("routes", i, "match", "regex"), f"does not compile: {why}")
+        prefix = None if m.path is not None or m.regex is not None else (m.prefix or "/").rstrip("/")
+        for host in m.host or [""]:
+            key = (host, m.path, prefix, m.regex, tuple(sorted(m.methods)), tuple(sorted(m.headers.items())), tuple(sorted(m.query.items())))
+            weaker = (host, m.path, prefix, m.regex, (), (), ())
+            before = keys.get(key) or keys.get(weaker)
+            if before:
+                warnings.append(ConfigError(reader.name, *place("routes", i), f"routes[{i}]", f"{route.name} can never win: {before} stands before it and takes all that it matches"))
+            keys.setdefault(key, route.name)
+    for name, upstream in config.upstreams.items():
+        for field in ("breaker", "health", "outlier", "concurrency"):
+            if getattr(upstream, field) not in (None, "off", False):
+                warnings.append(ConfigError(reader.name, *place("upstreams", name, field), f"upstreams.{name}.{field}", "accepted, not in effect in this version"))
+        if upstream.pool.granularity == "template":
+            warnings.append(ConfigError(reader.name, *place("upstreams", name, "pool", "granularity"), f"upstreams.{name}.pool.granularity", "accepted, not in effect in this version"))
+    return warnings
+
+
+def load_text(text: str, name: str = "<config>") -> Loaded:
+    """A configuration from YAML text. ConfigErrors tells everything that is wrong with it."""
+    reader = _Reader(name)
+    try:
+        node = yaml.compose(text, Loader=Loader)
+    except yaml.MarkedYAMLError as why:
+        mark = why.problem_mark or why.context_mark
+        raise ConfigErrors([ConfigError(name, mark.line + 1 if mark else 1, mark.column + 1 if mark else 1, "", f"not YAML: {why.problem}")]) from None
+    except yaml.YAMLError as why:
+        raise ConfigErrors([ConfigError(name, 1, 1, "", f"not YAML: {why}")]) from None
+    if node is None:
+        raise ConfigErrors([ConfigError(name, 1, 1, "", "the file is empty; a listener and a route are the least")])
+    data = reader.value(node, ())
+    if not isinstance(data, dict):
+        raise ConfigErrors([ConfigError(name, 1, 1, "", "the top level must be keys and values")])
+    warnings: list[ConfigError] = []
+    try:
+        config = Config.model_validate(data)
+        warnings = _cross_checks(config, reader)
+    except ValidationError as invalid:
+        for e in invalid.errors():
+            path = _clean(e["loc"], data)
+            at = path
+            while at not in reader.places:
+                at = at[:-1]
+            reader.error(reader.places[at], path, _message(e, path))
+    if reader.errors:
+        raise ConfigErrors(list(dict.fromkeys(reader.errors)))
+    return Loaded(config, warnings)
+
+
+def load_file(path: str | os.PathLike[str]) -> Loaded:
+    """As load_text, from a file. A file that cannot be read is a ConfigErrors too."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as why:
+        raise ConfigErrors([ConfigError(str(path), 1, 1, "", f"cannot be read: {why.strerror}")]) from None
+    except UnicodeDecodeError as why:
+        raise ConfigErrors([ConfigError(str(path), 1, 1, "", f"is not UTF-8: byte {why.start}")]) from None
+    return load_text(text, str(path))
+
+
+def load_config(path: str | os.PathLike[str]) -> Config:
+    """The configuration in a YAML file. Raises ConfigErrors with every error."""
+    return load_file(path).config

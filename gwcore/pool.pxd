@@ -1,0 +1,66 @@
+# Level 2. Upstream connections as places in a pool. The pool does no I/O and reads no clock: it says what to do.
+#   pool_acquire -> POOL_REUSE (an item) | POOL_CONNECT (open one) | POOL_FULL (wait in the WaitQueue)
+from gwcore._speedups.types cimport Link, uint32_t, uint64_t
+
+cdef enum PoolVerdict:
+    POOL_REUSE = 1
+    POOL_CONNECT = 2
+    POOL_FULL = 3
+
+cdef enum ItemState: ITEM_FREE, ITEM_OPENING, ITEM_BUSY, ITEM_IDLE
+
+cdef enum CloseReason:       # words: shm.CLOSE_WORDS
+    CLOSE_IDLE, CLOSE_MAX_REQUESTS, CLOSE_MAX_AGE, CLOSE_PEER, CLOSE_ERROR, CLOSE_STALE, CLOSE_EVICTED, CLOSE_DRAIN, CLOSE_TIMEOUT, CLOSE_ABORTED
+    CLOSE_COUNT
+
+cdef struct PoolItem:        # embedded in a connection
+    Link link                # first member; linked while idle, most recently used first
+    uint64_t used_ms         # released last
+    uint64_t retire_ms       # not reused after this
+    uint32_t requests
+    uint32_t state           # ItemState; pool_move alone writes it
+    uint32_t owner           # slab place of the connection
+    PoolCore *pool
+
+cdef struct PoolCore:
+    Link idle
+    uint32_t n_idle
+    uint32_t n_busy
+    uint32_t n_opening
+    uint32_t max_connections
+    uint32_t max_idle
+    uint32_t max_requests
+    uint64_t idle_ms
+    uint64_t max_age_ms
+    uint32_t *shared_open    # connections of all workers (atomic); NULL = this pool alone
+    uint32_t *wanted         # raised while a worker waits for a place
+    uint64_t opens
+    uint64_t reuses
+    uint64_t closed[10]
+    uint32_t illegal
+    uint32_t draining        # keep nothing idle
+
+cdef struct Waiter:          # embedded in what waits
+    Link link                # first member
+    uint64_t since_ms
+    uint64_t deadline_ms
+
+cdef struct WaitQueue:
+    Link head                # oldest first
+    uint32_t n
+    uint32_t size
+
+cdef void pool_init(PoolCore *p) noexcept nogil
+cdef void item_init(PoolItem *item, PoolCore *p, uint32_t owner) noexcept nogil
+cdef int pool_acquire(PoolCore *p, PoolItem **out, uint64_t now_ms) noexcept nogil
+cdef void pool_opening(PoolCore *p, PoolItem *item, uint32_t owner, uint64_t now_ms, uint32_t jitter) noexcept nogil
+cdef void pool_opened(PoolItem *item) noexcept nogil
+cdef int pool_release(PoolItem *item, uint64_t now_ms) noexcept nogil
+cdef void pool_closed(PoolItem *item, int why) noexcept nogil
+cdef PoolItem *pool_oldest(PoolCore *p, uint64_t now_ms) noexcept nogil
+cdef void waiters_init(WaitQueue *q, uint32_t size) noexcept nogil
+cdef bint waiters_push(WaitQueue *q, Waiter *w, uint64_t now_ms, uint64_t timeout_ms) noexcept nogil
+cdef bint waiters_drop(WaitQueue *q, Waiter *w) noexcept nogil
+
+cdef inline uint32_t pool_open(const PoolCore *p) noexcept nogil:
+    return p.n_idle + p.n_busy + p.n_opening
