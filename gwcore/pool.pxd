@@ -33,6 +33,7 @@ cdef struct PoolCore:
     uint64_t idle_ms
     uint64_t max_age_ms
     uint32_t *shared_open    # connections of all workers (atomic); NULL = this pool alone
+    uint32_t *own_open       # the same of this worker: given back by the supervisor when the worker dies
     uint32_t *wanted         # raised while a worker waits for a place
     uint64_t opens
     uint64_t reuses

@@ -74,6 +74,7 @@ cdef void pool_opening(PoolCore *p, PoolItem *item, uint32_t owner, uint64_t now
     item.retire_ms = now_ms + p.max_age_ms * (900 + jitter % 201) // 1000 if p.max_age_ms else <uint64_t>-1
     if p.shared_open != NULL:
         gw_atomic_add(p.shared_open, 1)
+        p.own_open[0] += 1
 
 
 cdef void pool_opened(PoolItem *item) noexcept nogil:
@@ -107,6 +108,7 @@ cdef void pool_closed(PoolItem *item, int why) noexcept nogil:
     item.pool.closed[why] += 1
     if item.pool.shared_open != NULL:
         gw_atomic_add(item.pool.shared_open, -1)
+        item.pool.own_open[0] -= 1
 
 
 cdef PoolItem *pool_oldest(PoolCore *p, uint64_t now_ms) noexcept nogil:

@@ -53,6 +53,7 @@ cdef struct Lane:
     uint64_t reasons[96]
     RouteCell routes[2048]
     UpstreamCell upstreams[256]
+    uint32_t endpoint_open[2048]     # this worker's share of the shared counts
 
 cdef struct EndpointCell:    # shared by all workers, touched at open and close only
     uint32_t open            # atomic

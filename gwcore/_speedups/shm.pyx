@@ -85,17 +85,24 @@ cdef class Segment:
 
     def retire(self, worker: int) -> None:
         """A worker died: its gauges go to zero, its counters stay and its successor goes on from them."""
-        cdef Lane *lane = segment_lane(self.mem, worker)
+        cdef Lane *lane
         cdef int i
         if not 0 <= worker < self.mem.workers:
             raise IndexError(worker)
+        lane = segment_lane(self.mem, worker)
         lane.worker.connections = lane.worker.exchanges = lane.worker.upstream_connections = lane.worker.buffer_bytes = 0
         for i in range(UPSTREAM_CELLS):
             lane.upstreams[i].waiting = lane.upstreams[i].in_use = lane.upstreams[i].idle = lane.upstreams[i].connecting = 0
+        for i in range(ENDPOINT_CELLS):
+            if lane.endpoint_open[i]:
+                gw_atomic_add(&self.mem.endpoints[i].open, -<int>lane.endpoint_open[i])
+                lane.endpoint_open[i] = 0
 
-    def clear_endpoints(self) -> None:
-        """Forget the shared connection counts (all workers are gone)."""
-        memset(self.mem.endpoints, 0, sizeof(self.mem.endpoints))
+    def worker_figures(self, worker: int) -> dict:
+        """The figures of one worker."""
+        if not 0 <= worker < self.mem.workers:
+            raise IndexError(worker)
+        return worker_figures(self, worker)
 
     def snapshot(self) -> dict:
         """All figures, added up over the workers."""

@@ -1,0 +1,1 @@
+"""The operator's HTTP interface, served by the supervisor."""
