@@ -230,6 +230,8 @@ cdef int conn_read(Worker *w, Conn *c, const char **at, size_t *size) noexcept n
                 c.input = b = big
         into = buf_room(b)
         room = buf_space(b)
+    elif c.exchange == NULL:
+        room = BUF_LONG - BUF_HEAD               # what comes behind a head may have to wait, in one buffer
     while True:
         n = recv(c.fd, into, room, 0)
         if n != -1 or errno != EINTR:
@@ -270,10 +272,8 @@ cdef int conn_rest(Worker *w, Conn *c, const char *at, size_t size) noexcept nog
         return RC_OK
     c.input = buf_take(&w.bufs, size)
     if c.input == NULL:
-        c.input = buf_take(&w.bufs, BUF_LONG - BUF_HEAD) if size < BUF_LONG else NULL
-        if c.input == NULL:
-            c.broken = 1
-            return RC_FAIL
+        c.broken = 1
+        return RC_FAIL
     memcpy(buf_room(c.input), at, size)
     c.input.len = <uint32_t>size
     return RC_OK

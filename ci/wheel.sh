@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# A manylinux wheel with OpenSSL and PCRE2 inside; installed into an empty environment elsewhere, one request is proxied through it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+ci/bootstrap.sh
+export PATH="$PWD/.venv/bin:$PATH"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+git ls-files -z --cached --others --exclude-standard | xargs -0 -I{} cp --parents {} "$work" 2>/dev/null || true
+mkdir -p dist
+(cd "$work" && python -m build --wheel --no-isolation --outdir "$work/raw" >"$work/build.log" 2>&1) || { cat "$work/build.log" >&2; exit 1; }
+auditwheel show "$work"/raw/*.whl
+auditwheel repair --strip -w dist "$work"/raw/*.whl
+wheel=$(ls -t dist/*.whl | head -n 1)
+"${PYTHON:-python3}" -m venv "$work/venv"
+"$work/venv/bin/pip" install -q --disable-pip-version-check "$wheel"
+cp ci/wheel_check.py "$work/"
+cd "$work" && exec env -u PYTHONPATH venv/bin/python wheel_check.py
