@@ -34,7 +34,8 @@ cdef struct PoolCore:
     uint64_t max_age_ms
     uint32_t *shared_open    # connections of all workers (atomic); NULL = this pool alone
     uint32_t *own_open       # the same of this worker: given back by the supervisor when the worker dies
-    uint32_t *wanted         # raised while a worker waits for a place
+    uint32_t *wanted         # number + 1 of a worker that waits for a place; 0 = none
+    uint32_t worker          # number + 1 of this one
     uint64_t opens
     uint64_t reuses
     uint64_t closed[10]

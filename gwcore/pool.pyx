@@ -84,6 +84,7 @@ cdef void pool_opened(PoolItem *item) noexcept nogil:
 cdef int pool_release(PoolItem *item, uint64_t now_ms) noexcept nogil:
     """-1: kept idle. Otherwise the CloseReason with which the caller must close it (and then call pool_closed)."""
     cdef PoolCore *p = item.pool
+    cdef uint32_t wanted
     if p.draining:
         return CLOSE_DRAIN
     if p.max_requests and item.requests >= p.max_requests:
@@ -92,9 +93,12 @@ cdef int pool_release(PoolItem *item, uint64_t now_ms) noexcept nogil:
         return CLOSE_MAX_AGE
     if p.n_idle >= p.max_idle:
         return CLOSE_EVICTED
-    if p.wanted != NULL and gw_atomic_load(p.wanted):     # another worker waits for a place: let it have this one
-        gw_atomic_store(p.wanted, 0)
-        return CLOSE_EVICTED
+    if p.wanted != NULL:
+        wanted = gw_atomic_load(p.wanted)
+        if wanted:
+            gw_atomic_store(p.wanted, 0)
+            if wanted != p.worker:           # another worker waits for a place: let it have this one
+                return CLOSE_EVICTED
     item.used_ms = now_ms
     pool_move(item, ITEM_IDLE)
     return -1

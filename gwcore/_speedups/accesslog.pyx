@@ -5,6 +5,7 @@ from libc.string cimport memcpy, strlen
 
 from gwcore._speedups.buffer cimport buf_bytes
 from gwcore._speedups.conn cimport Conn, Worker, peer_text
+from gwcore._speedups.fields cimport METHODS, METHOD_SIZE
 from gwcore._speedups.plan cimport plan_text
 from gwcore._speedups.reasons cimport reason_row
 from gwcore._speedups.ring cimport ring_put
@@ -15,22 +16,6 @@ cdef extern from "<time.h>" nogil:
     struct tm:
         int tm_year, tm_mon, tm_mday, tm_hour, tm_min, tm_sec
     tm *gmtime_r(const time_t *t, tm *out)
-
-METHOD_NAMES = ("DELETE GET HEAD POST PUT CONNECT OPTIONS TRACE COPY LOCK MKCOL MOVE PROPFIND PROPPATCH SEARCH UNLOCK BIND REBIND UNBIND ACL "
-                "REPORT MKACTIVITY CHECKOUT MERGE M-SEARCH NOTIFY SUBSCRIBE UNSUBSCRIBE PATCH PURGE MKCALENDAR LINK UNLINK SOURCE PRI DESCRIBE "
-                "ANNOUNCE SETUP PLAY PAUSE TEARDOWN GET_PARAMETER SET_PARAMETER REDIRECT RECORD FLUSH QUERY").split()     # in llhttp's order
-cdef char[64][16] METHODS
-cdef size_t[64] METHOD_SIZE
-
-cdef void methods_fill():
-    cdef bytes b
-    cdef int i
-    for i, name in enumerate(METHOD_NAMES):
-        b = name.encode()
-        memcpy(METHODS[i], <const char *>b, len(b))
-        METHOD_SIZE[i] = len(b)
-
-methods_fill()
 
 cdef enum:
     RECORD_BYTES = 8192

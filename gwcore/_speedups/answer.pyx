@@ -4,10 +4,11 @@ from libc.string cimport memcpy, strlen
 
 from gwcore._speedups.buffer cimport buf_bytes
 from gwcore._speedups.conn cimport OutList, Worker, out_add, out_copy, out_number
-from gwcore._speedups.plan cimport PlanHead, Route, Str, plan_text
+from gwcore._speedups.fields cimport METHODS, METHOD_SIZE
+from gwcore._speedups.plan cimport PlanHead, Route, plan_text
 from gwcore._speedups.reasons cimport R_METHOD_NOT_ALLOWED, ReasonRow, reason_row
 from gwcore._speedups.story cimport Exchange
-from gwcore._speedups.types cimport uint32_t
+from gwcore._speedups.types cimport uint32_t, uint64_t
 
 
 cdef const char *status_text(int status) noexcept nogil:
@@ -52,7 +53,20 @@ cdef void say(OutList *o, const char *s) noexcept nogil:
     out_add(o, s, strlen(s))
 
 
-cdef int answer_error(Worker *w, OutList *o, const PlanHead *p, int reason, bint close, bint to_head, const Exchange *x, Str allow) noexcept nogil:
+cdef void allow(OutList *o, uint64_t methods) noexcept nogil:
+    """The Allow line of a set of methods, in llhttp's order."""
+    cdef int i
+    cdef bint more = False
+    say(o, b"Allow:")
+    for i in range(64):
+        if methods >> i & 1:
+            out_add(o, b", " if more else b" ", 2 if more else 1)
+            out_add(o, METHODS[i], METHOD_SIZE[i])
+            more = True
+    say(o, b"\r\n")
+
+
+cdef int answer_error(Worker *w, OutList *o, const PlanHead *p, int reason, bint close, bint to_head, const Exchange *x) noexcept nogil:
     """Write the answer of a Reason to o; returns its status. x may be NULL (no request was read whole)."""
     cdef const ReasonRow *row = reason_row(reason)
     cdef int status = row.status if row.status else 500
@@ -88,9 +102,7 @@ cdef int answer_error(Worker *w, OutList *o, const PlanHead *p, int reason, bint
     out_add(o, row.word, row.word_len)
     say(o, b'"\r\n')
     if reason == R_METHOD_NOT_ALLOWED:
-        say(o, b"Allow: ")
-        out_add(o, plan_text(p, allow), allow.len)
-        say(o, b"\r\n")
+        allow(o, x.allowed if x != NULL else 0)
     if status == 503 or status == 429:
         say(o, b"Retry-After: 1\r\n")
     if close:

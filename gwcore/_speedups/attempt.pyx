@@ -182,7 +182,7 @@ cdef bint attempt_queue(Worker *w, Exchange *x) noexcept nogil:
     x.upstream.cell.waiting += 1
     for i in range(x.upstream.n):                # other workers may hold idle connections: ask for one
         if x.upstream.endpoints[i].pool.wanted != NULL:
-            gw_atomic_store(x.upstream.endpoints[i].pool.wanted, 1)
+            gw_atomic_store(x.upstream.endpoints[i].pool.wanted, w.number + 1)
     return True
 
 

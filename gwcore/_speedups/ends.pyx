@@ -13,7 +13,6 @@ from gwcore._speedups.conn cimport (
 )
 from gwcore._speedups.histogram cimport histogram_cell
 from gwcore._speedups.http1 cimport M_HEAD
-from gwcore._speedups.plan cimport Str
 from gwcore._speedups.reasons cimport R_CLIENT_CLOSED, R_METHOD_NOT_ALLOWED
 from gwcore._speedups.shm cimport RouteCell
 from gwcore._speedups.slab cimport slab_give
@@ -219,7 +218,6 @@ cdef uint32_t client_write_ms(const Exchange *x) noexcept nogil:
 cdef void exchange_fail(Worker *w, Exchange *x, int reason, bint close) noexcept nogil:
     """Refuse or give up, for `reason`. Nothing sent yet: an answer. Part of an answer sent: the connection is cut, never ended as if whole."""
     cdef Conn *c = x.client
-    cdef Str allow
     cdef int rc
     x.reason = reason
     attempt_leave_queue(w, x)
@@ -232,12 +230,8 @@ cdef void exchange_fail(Worker *w, Exchange *x, int reason, bint close) noexcept
         close = True
     if close:
         x.keep_alive = 0
-    allow.off = allow.len = 0
-    if reason == R_METHOD_NOT_ALLOWED and x.route != NULL:
-        allow = x.route.methods_text
-        x.route = NULL
     out_reset(&w.out)
-    x.status = <unsigned short>answer_error(w, &w.out, x.plan.head, reason, not x.keep_alive, x.method == M_HEAD, x, allow)
+    x.status = <unsigned short>answer_error(w, &w.out, x.plan.head, reason, not x.keep_alive, x.method == M_HEAD, x)
     x.bytes_out += w.out.bytes
     rc = conn_send(w, c, &w.out)
     if close and rc != RC_FAIL:
@@ -255,11 +249,9 @@ cdef void exchange_fail(Worker *w, Exchange *x, int reason, bint close) noexcept
 
 cdef void head_refuse(Worker *w, Conn *c, int reason) noexcept nogil:
     """A head that could not be read, or not be served: answer as far as one can be, close."""
-    cdef Str allow
     cdef int status
-    allow.off = allow.len = 0
     out_reset(&w.out)
-    status = answer_error(w, &w.out, w.plan.head, reason, True, False, NULL, allow)
+    status = answer_error(w, &w.out, w.plan.head, reason, True, False, NULL)
     w.lane.reasons[reason] += 1
     w.lane.worker.requests += 1
     log_refused(w, c, reason, status)

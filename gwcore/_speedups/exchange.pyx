@@ -18,7 +18,7 @@ from gwcore._speedups.conn cimport (
     C_BUSY, C_CONNECTING, C_HEAD, C_IDLE, C_LINGER, Conn, Worker, conn_again, conn_arm, conn_flush, conn_move,
     conn_read, conn_rest, conn_send, out_reset, out_store, random_next,
 )
-from gwcore._speedups.fields cimport F_COOKIE, LOWER
+from gwcore._speedups.fields cimport B_TOKEN, BYTE_CLASS, F_COOKIE, LOWER
 from gwcore._speedups.forward cimport exchange_note, forward_request
 from gwcore._speedups.head cimport Head, HeadLimits, head_feed, head_init
 from gwcore._speedups.http1 cimport (
@@ -80,15 +80,15 @@ cdef void client_input(Worker *w, Conn *c) noexcept nogil:
 
 
 cdef void client_head(Worker *w, Conn *c, const char *at, size_t size, size_t before) noexcept nogil:
-    """at[:size] begins with a request head, of which at[:before] was looked at already. A head in pieces is parsed again only when a
-    line more of it has come, so the work is bounded by lines x bytes, both limited."""
+    """at[:size] begins with a request head, of which at[:before] was looked at already. It is parsed when a line more of it has come (or
+    when it cannot be one), so the outcome does not depend on the splits and the work is bounded by lines x bytes, both limited."""
     cdef Head *h = &w.request
     cdef HeadLimits limits
     cdef int rc = RC_AGAIN
     limits.url_bytes = w.plan.head.url_bytes
     limits.head_bytes = w.plan.head.head_bytes
     limits.fields = w.plan.head.fields
-    if before == 0 or size >= limits.head_bytes or memchr(at + before, c'\n', size - before) != NULL:
+    if size >= limits.head_bytes or memchr(at + before, c'\n', size - before) != NULL or not (BYTE_CLASS[<uint8_t>at[0]] & B_TOKEN or at[0] == c'\r'):
         head_init(h, LLHTTP_REQUEST)
         rc = head_feed(h, at, 0, size, &limits)
     if rc == RC_OK:

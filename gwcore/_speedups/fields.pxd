@@ -24,6 +24,8 @@ cdef enum:
 
 cdef uint8_t BYTE_CLASS[256]
 cdef uint8_t LOWER[256]
+cdef char METHODS[64][16]    # names by llhttp's number
+cdef size_t METHOD_SIZE[64]
 
 cdef int field_id(const char *name, size_t size) noexcept nogil
 cdef bint same_word(const char *a, size_t n, const char *lower, size_t m) noexcept nogil

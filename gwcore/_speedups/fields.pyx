@@ -1,5 +1,5 @@
 """Field names and byte classes: which bytes may stand where, and a switch from a name to its id."""
-from libc.string cimport memcmp, strlen
+from libc.string cimport memcmp, memcpy, strlen
 
 from gwcore._speedups.types cimport size_t
 from libc.stdint cimport uint8_t
@@ -130,6 +130,21 @@ cdef int field_id(const char *name, size_t size) noexcept nogil:
         if NAME_SIZE[i] == size and same_word(name, size, NAMES[i].text, size):
             return NAMES[i].id
     return F_OTHER
+
+
+METHOD_NAMES = ("DELETE GET HEAD POST PUT CONNECT OPTIONS TRACE COPY LOCK MKCOL MOVE PROPFIND PROPPATCH SEARCH UNLOCK BIND REBIND UNBIND ACL "
+                "REPORT MKACTIVITY CHECKOUT MERGE M-SEARCH NOTIFY SUBSCRIBE UNSUBSCRIBE PATCH PURGE MKCALENDAR LINK UNLINK SOURCE PRI DESCRIBE "
+                "ANNOUNCE SETUP PLAY PAUSE TEARDOWN GET_PARAMETER SET_PARAMETER REDIRECT RECORD FLUSH QUERY").split()     # in llhttp's order
+
+cdef void methods_fill():
+    cdef bytes b
+    cdef int i
+    for i, name in enumerate(METHOD_NAMES):
+        b = name.encode()
+        memcpy(METHODS[i], <const char *>b, len(b))
+        METHOD_SIZE[i] = len(b)
+
+methods_fill()
 
 
 def field_id_of(bytes name):

@@ -142,4 +142,7 @@ cdef int head_feed(Head *h, const char *base, size_t done, size_t size, const He
     if size >= limits.head_bytes:
         h.reason = R_URI_TOO_LONG if h.kind == LLHTTP_REQUEST and h.n == 0 else R_HEADERS_TOO_LARGE
         return RC_FAIL
+    if h.kind == LLHTTP_REQUEST and h.url and h.url + h.url_len < size and (base[h.url + h.url_len] == c'\r' or base[h.url + h.url_len] == c'\n'):
+        h.reason = R_BAD_REQUEST            # the line ends without a version: HTTP/0.9, whose end no head marks
+        return RC_FAIL
     return RC_AGAIN

@@ -189,7 +189,7 @@ cdef int fields_check(Head *h) noexcept nogil:
     for i in range(h.n):
         f = &h.f[i]
         end = field_end(h, i)
-        if f.value == 0:
+        if f.value_len == 0:                 # llhttp's span of an empty value may stand behind the line
             f.value = f.name + f.name_len + 1
         # a line ends in CR LF and holds no other; a name touches its colon
         if h.base[f.name + f.name_len] != c':' or end < f.value + f.value_len + 2 or h.base[end - 1] != c'\n' or h.base[end - 2] != c'\r':

@@ -43,7 +43,6 @@ cdef struct Route:
     Str head                 # respond: status line and fields, without Date and the empty line
     Str body
     Str replace              # rewrite: put before what is left of the path
-    Str methods_text         # "GET, POST" for Allow
     uint32_t strip           # rewrite: bytes of prefix taken off the path
     uint32_t slot            # cell in the shared segment
     uint32_t next            # index + 1 of the next route with the same key

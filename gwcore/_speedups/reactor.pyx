@@ -1,20 +1,19 @@
 """The reactor. epoll_wait takes up to 512 events; after each return the clock is read once, the events are served, then connections with
 something left to do, queues, and timers. It goes round again while events come in batches and its millisecond lasts, then gives the
 thread back to uvloop, of which it is one readable descriptor."""
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
-from gwcore._speedups.answer cimport answer_error
 from gwcore._speedups.conn cimport (
     CONN_CLIENT, CONN_CLOCK, CONN_LISTENER, CONN_UPSTREAM, C_IDLE, Conn, SCRATCH_BYTES, TIMER_CLIENT, TIMER_UPSTREAM, TIMER_WORKER, Worker,
-    conn_arm, conn_move, conn_open, conn_register, conn_send, out_reset,
+    conn_arm, conn_move, conn_open, conn_register,
 )
-from gwcore._speedups.ends cimport client_end, client_linger, head_refuse
+from gwcore._speedups.ends cimport client_end, head_refuse
 from gwcore._speedups.exchange cimport client_event, client_timeout, queue_serve, upstream_event, upstream_timeout
 from gwcore._speedups.plan cimport Cidr, PlanHead
 from gwcore._speedups.reasons cimport R_CONNECTION_LIMIT
-from gwcore._speedups.slab cimport SlabItem, slab_at
+from gwcore._speedups.slab cimport slab_at
 from gwcore._speedups.sys cimport (
     AF_INET, AF_INET6, CLOCK_MONOTONIC, CLOCK_REALTIME, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP,
     EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, SOCK_CLOEXEC, SOCK_NONBLOCK, TFD_CLOEXEC, TFD_NONBLOCK, TFD_TIMER_ABSTIME, accept4,

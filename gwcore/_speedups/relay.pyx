@@ -237,7 +237,7 @@ cdef void upstream_ended(Worker *w, Exchange *x, bint clean) noexcept nogil:
         x.bytes_out += w.out.bytes
         x.upstream_keep = 0
         rc = conn_send(w, x.client, &w.out)
-        response_done(w, x, rc, False, CLOSE_PEER)
+        response_done(w, x, rc, True)
         return
     exchange_fail(w, x, R_RESPONSE_TRUNCATED, True)
 
@@ -323,16 +323,18 @@ cdef void response_body_on(Worker *w, Exchange *x, Conn *u, const char *at, size
         return
     if rc == RC_DONE:
         # one byte more than the answer has, and the connection is out of step
-        response_done(w, x, sent_rc, used == size, CLOSE_ERROR)
+        response_done(w, x, sent_rc, used == size)
         return
     conn_arm(w, u, w.now_ms + x.route.idle_ms)
     if sent_rc == RC_AGAIN:
         conn_arm(w, x.client, w.now_ms + client_write_ms(x))
 
 
-cdef void response_done(Worker *w, Exchange *x, int sent_rc, bint clean, int why) noexcept nogil:
-    """The whole answer came from the upstream and was handed to the client's socket (sent_rc)."""
-    attempt_release(w, x, clean and x.upstream_keep and x.request_body == REQ_DONE and x.up.output.bytes == 0 and not x.up.ended and not x.up.readable, why)
+cdef void response_done(Worker *w, Exchange *x, int sent_rc, bint clean) noexcept nogil:
+    """The whole answer came from the upstream and was handed to the client's socket (sent_rc). clean: not one byte came behind it."""
+    cdef Conn *u = x.up
+    cdef bint in_step = clean and x.request_body == REQ_DONE and u.output.bytes == 0
+    attempt_release(w, x, in_step and x.upstream_keep and not u.ended and not u.readable, CLOSE_PEER if in_step else CLOSE_ERROR)
     if x.request_body == REQ_STREAM:
         x.request_body = REQ_DISCARD
     answered(w, x, sent_rc)

@@ -162,7 +162,7 @@ class _Compiler:
             "targets": self.b.array("target", [{"upstream": self.upstream_index[t.upstream], "weight": t.weight} for t in targets]),
             "request_edits": self.edits(r.request_headers), "response_edits": self.edits(r.response_headers),
             "head": self.text(head), "body": self.text(body), "replace": self.text(r.rewrite.replace_prefix),
-            "methods_text": self.text(", ".join(m.methods)), "strip": len(strip), "slot": self.slots.slot("route", r.name), "next": nexts,
+            "strip": len(strip), "slot": self.slots.slot("route", r.name), "next": nexts,
             "regex": regex, "weight_sum": sum(t.weight for t in targets), "status": r.respond.status if r.respond else 0,
             "rewrites": int(bool(r.rewrite.strip_prefix or r.rewrite.replace_prefix)), "kind": 1 if r.respond else 0,
             "match": EXACT if m.path is not None else REGEX if m.regex is not None else PREFIX, "trailers": 0, "tier": int(r.tier[1]),
