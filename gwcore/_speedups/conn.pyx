@@ -380,3 +380,9 @@ cdef size_t peer_text(const Conn *c, char *out) noexcept nogil:
         return strlen(out)
     memcpy(out, b"unix", 4)
     return 4
+
+
+def edges() -> dict[str, list[str]]:
+    """The legal moves of a connection, for tests and pictures."""
+    names = ["free", "idle", "head", "busy", "linger", "connecting", "ready", "pooled"]
+    return {a: [b for k, b in enumerate(names) if LEGAL[i] >> k & 1] for i, a in enumerate(names)}

@@ -264,3 +264,9 @@ cdef void client_left(Worker *w, Exchange *x) noexcept nogil:
     if x.phase < X_ANSWERING:
         x.status = 499
     client_end(w, x.client, False)
+
+
+def edges() -> dict[str, list[str]]:
+    """The legal moves of an exchange, for tests and pictures."""
+    names = ["free", "queued", "connecting", "sent", "answering", "flushing", "discarding"]
+    return {a: [b for k, b in enumerate(names) if LEGAL[i] >> k & 1] for i, a in enumerate(names)}

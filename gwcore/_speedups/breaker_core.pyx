@@ -1,0 +1,407 @@
+"""The breaker's mathematics, for the data plane and for gwcore.breaker.
+
+Evidence is a one-sided CUSUM (Page, Continuous Inspection Schemes, 1954): it opens the breaker where nearly everything fails. Shedding is
+proportional to pressure (timeouts, overload) above a threshold that adapts. Latency is read from a log-linear histogram of the window.
+"""
+from libc.math cimport exp, fmax, fmin
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from gwcore._speedups.histogram cimport histogram_cell, histogram_quantile_us
+
+cdef enum:
+    FOLD_US = 50000          # learning and the quantile are brought up to date so often
+
+# from CLOSED, OPEN, HALF_OPEN: the legal next states
+cdef uint32_t[3] LEGAL
+LEGAL[:] = [1 << BRK_OPEN, 1 << BRK_HALF_OPEN | 1 << BRK_CLOSED, 1 << BRK_CLOSED | 1 << BRK_OPEN]
+
+
+cdef bint breaker_move(BreakerCore *b, int to, int why) noexcept nogil:
+    """The only writer of the state. Every transition is a new generation: older permits prove nothing any more."""
+    if not LEGAL[b.state] >> to & 1:
+        return False
+    b.was = b.state
+    b.state = to
+    b.why = why
+    b.generation += 1
+    b.probes_ok = b.probes_bad = 0
+    b.issued = 0
+    b.evidence = 0
+    return True
+
+
+cdef void clean_sheet(BreakerCore *b) noexcept nogil:
+    """Ratios, evidence, histogram forgotten; baselines kept."""
+    b.n = b.f = b.p = b.evidence = b.p99_s = 0
+    b.issued = 0
+    memset(b.young, 0, sizeof(b.young))
+    memset(b.old, 0, sizeof(b.old))
+    b.half_us = b.now_us
+
+
+cdef void breaker_init(BreakerCore *b, const BreakerRules *rules, int64_t now_us) noexcept nogil:
+    memset(b, 0, sizeof(BreakerCore))
+    b.rules = rules[0]
+    b.now_us = b.folded_us = b.half_us = now_us
+    b.threshold = rules.threshold_ceiling
+    b.bar = rules.trip_failures
+
+
+cdef double breaker_saturation(const BreakerCore *b) noexcept nogil:
+    return b.in_flight / b.rules.capacity if b.rules.capacity > 0 else 0.0
+
+
+cdef double breaker_ratio(double part, double n) noexcept nogil:
+    return fmin(1.0, part / n) if n > 1e-9 else 0.0
+
+
+cdef double breaker_score(const BreakerCore *b) noexcept nogil:
+    """How ill, 0 to 1."""
+    cdef const BreakerRules *r = &b.rules
+    cdef double weight, score, slow = 0
+    if b.state != BRK_CLOSED:
+        return 1.0
+    if r.classic:
+        return r.classic_w_latency * fmin(b.p99_s / r.classic_latency_s, 1.0) + r.classic_w_errors * breaker_ratio(b.f, b.n) \
+            + r.classic_w_saturation * fmin(breaker_saturation(b), 1.0)
+    weight = fmin(1.0, b.n / r.min_volume)
+    if b.slow_limit_s > 0:
+        slow = 0.5 * fmin(1.0, fmax(0.0, b.p99_s / b.slow_limit_s - 1))
+    score = fmax(breaker_ratio(b.f, b.n) / r.trip_ratio * weight, slow * weight)
+    return fmin(1.0, fmax(score, (breaker_saturation(b) - 0.7) / 0.3))
+
+
+cdef double breaker_shed(const BreakerCore *b) noexcept nogil:
+    """The probability with which a caller is refused, over admitted calls."""
+    if b.state != BRK_CLOSED or b.rules.classic or b.n < b.rules.min_volume or b.p <= 0:
+        return 0.0
+    return fmin(b.rules.shed_max, fmax(0.0, 1 - (1 - breaker_ratio(b.p, b.n)) / (1 - b.threshold)))
+
+
+cdef double breaker_ramp(const BreakerCore *b) noexcept nogil:
+    """The share that is admitted; below 1 only for a while after the breaker closed."""
+    cdef double since
+    if b.ramp_from_us == 0 or b.state != BRK_CLOSED:
+        return 1.0
+    since = (b.now_us - b.ramp_from_us) / 1e6
+    if since >= b.rules.ramp_s:
+        return 1.0
+    return b.rules.ramp_start + (1 - b.rules.ramp_start) * since / b.rules.ramp_s
+
+
+cdef bint breaker_wants_chance(const BreakerCore *b) noexcept nogil:
+    """Will the next admit look at its chance?"""
+    return b.ramp_from_us != 0 or b.p > 0
+
+
+cdef uint32_t breaker_probes_out(const BreakerCore *b) noexcept nogil:
+    cdef uint32_t i, n = 0
+    if b.state != BRK_HALF_OPEN:
+        return 0
+    for i in range(LEASES):
+        n += b.lease[i].until_us != 0 and b.lease[i].generation == b.generation
+    return n
+
+
+cdef void leases_expire(BreakerCore *b) noexcept nogil:
+    """A probe whose owner never came back loses its place."""
+    cdef uint32_t i
+    for i in range(LEASES):
+        if b.lease[i].until_us and b.lease[i].until_us <= b.now_us:
+            b.lease[i].until_us = 0
+            b.expired += 1
+            b.in_flight -= 1
+
+
+cdef int64_t breaker_retry_after_us(const BreakerCore *b) noexcept nogil:
+    """When a refused caller may try again."""
+    cdef int64_t soonest = 0
+    cdef uint32_t i
+    if b.forced == FORCE_OPEN:
+        return b.forced_until_us - b.now_us if b.forced_until_us else 1000000
+    if b.state == BRK_OPEN:
+        return b.open_until_us - b.now_us if b.open_until_us > b.now_us else 0
+    if b.state == BRK_HALF_OPEN:
+        for i in range(LEASES):
+            if b.lease[i].until_us and (soonest == 0 or b.lease[i].until_us < soonest):
+                soonest = b.lease[i].until_us
+        return soonest - b.now_us if soonest > b.now_us else 0
+    return 0
+
+
+cdef void open_now(BreakerCore *b, int why) noexcept nogil:
+    cdef double seconds
+    cdef uint32_t i
+    if b.state == BRK_CLOSED and b.opens and b.now_us - b.closed_us >= b.rules.open_forget_s * 1e6:
+        b.level = 0
+    if not breaker_move(b, BRK_OPEN, why):
+        return
+    seconds = b.rules.open_s
+    for i in range(b.level):
+        if seconds < b.rules.open_max_s:
+            seconds *= 2
+    seconds = fmin(seconds, b.rules.open_max_s)
+    b.level += 1
+    b.opens += 1
+    b.opened_us = b.now_us
+    b.open_until_us = b.now_us + <int64_t>(seconds * 1e6)
+    b.ramp_from_us = 0
+    b.wants_jitter = 1
+
+
+cdef void breaker_jitter(BreakerCore *b, double chance) noexcept nogil:
+    """Spread the open interval that just began; chance is from [0, 1)."""
+    if b.wants_jitter:
+        b.wants_jitter = 0
+        b.open_until_us = b.opened_us + <int64_t>((b.open_until_us - b.opened_us) * (1 + b.rules.open_jitter * (2 * chance - 1)))
+
+
+cdef void close_now(BreakerCore *b, int why, bint ramp) noexcept nogil:
+    if breaker_move(b, BRK_CLOSED, why):
+        b.closed_us = b.now_us
+        clean_sheet(b)
+        b.ramp_from_us = b.now_us if ramp and b.rules.ramp_s > 0 else 0
+        b.ramp_second = -1
+
+
+cdef bint stressed(const BreakerCore *b) noexcept nogil:
+    cdef double floor = b.baseline_failure + b.rules.threshold_floor
+    if b.state != BRK_CLOSED or breaker_saturation(b) >= 0.9:
+        return True
+    return b.n >= b.rules.min_volume / 2.0 and (breaker_ratio(b.f, b.n) > floor or breaker_ratio(b.p, b.n) > floor)
+
+
+cdef void breaker_fold(BreakerCore *b, int64_t now_us) noexcept nogil:
+    """Quantile, threshold and baselines up to now."""
+    cdef const BreakerRules *r = &b.rules
+    cdef double dt = (now_us - b.folded_us) / 1e6, goal, rate
+    cdef uint32_t cells[161]
+    cdef uint64_t total = 0
+    cdef bint stress
+    cdef uint32_t i
+    if dt <= 0:
+        return
+    b.folded_us = now_us
+    if now_us - b.half_us >= r.window_s * 5e5:
+        if now_us - b.half_us >= r.window_s * 1e6:
+            memset(b.old, 0, sizeof(b.old))
+        else:
+            memcpy(b.old, b.young, sizeof(b.young))
+        memset(b.young, 0, sizeof(b.young))
+        b.half_us = now_us
+    for i in range(HIST):
+        cells[i] = b.young[i] + b.old[i]
+        total += cells[i]
+    b.p99_s = histogram_quantile_us(cells, 0.99) / 1e6
+    stress = stressed(b)
+    if b.state == BRK_CLOSED and not stress and b.n >= r.min_volume and total >= 5 * r.min_volume:
+        b.baseline_failure = fmin(r.baseline_max, b.baseline_failure + (breaker_ratio(b.f, b.n) - b.baseline_failure) * (1 - exp(-dt / r.baseline_s)))
+        if b.baseline_p99_s == 0:
+            b.baseline_p99_s = b.p99_s
+        elif b.p99_s < b.baseline_p99_s:
+            b.baseline_p99_s += (b.p99_s - b.baseline_p99_s) * (1 - exp(-2 * dt / r.baseline_s))
+        else:
+            b.baseline_p99_s = fmin(b.p99_s, b.baseline_p99_s * exp(r.baseline_growth_per_s * dt))
+        b.slow_limit_s = fmax(r.slow_min_s, r.slow_factor * b.baseline_p99_s)
+    goal = b.baseline_failure + (r.threshold_floor if stress else r.threshold_ceiling)
+    rate = r.tighten_per_s if stress else r.relax_per_s
+    b.threshold = goal + (b.threshold - goal) * exp(-rate * dt)
+    b.threshold = fmin(b.baseline_failure + r.threshold_ceiling, fmax(b.baseline_failure + r.threshold_floor, b.threshold))
+
+
+cdef void breaker_advance(BreakerCore *b, int64_t now_us) noexcept nogil:
+    """Let time pass. A clock that goes back is read as standing still."""
+    cdef double dt, keep
+    if now_us > b.now_us:
+        dt = (now_us - b.now_us) / 1e6
+        keep = exp(-dt / b.rules.window_s)
+        b.n *= keep
+        b.f *= keep
+        b.p *= keep
+        b.evidence *= exp(-dt / b.rules.evidence_s)
+        b.now_us = now_us
+        if now_us - b.folded_us >= FOLD_US:
+            breaker_fold(b, now_us)
+    if b.forced and b.forced_until_us and b.now_us >= b.forced_until_us:
+        b.forced = FORCE_NONE
+        b.forced_until_us = 0
+        b.open_until_us = b.now_us
+    leases_expire(b)
+
+
+cdef bint stalled(const BreakerCore *b) noexcept nogil:
+    cdef double limit
+    if b.rules.stall_s <= 0 or b.baseline_p99_s <= 0 or b.issued < b.rules.trip_failures or b.forced:
+        return False
+    limit = fmax(b.rules.stall_s, 10 * b.baseline_p99_s)
+    return b.now_us - b.issued_us >= limit * 1e6
+
+
+cdef int refuse(BreakerCore *b, int why) noexcept nogil:
+    b.refused[why] += 1
+    return why
+
+
+cdef int breaker_admit(BreakerCore *b, int64_t now_us, double chance, int64_t lease_us, PermitRef *permit) noexcept nogil:
+    """BRK_ADMITTED, and the permit is live; or a BreakerRefusal. chance is from [0, 1)."""
+    cdef uint32_t i, place = 0
+    cdef double part
+    breaker_advance(b, now_us)
+    permit.live = 0
+    if b.state == BRK_OPEN:
+        if b.forced == FORCE_OPEN or b.now_us < b.open_until_us:
+            return refuse(b, BRK_REFUSED_OPEN)
+        breaker_move(b, BRK_HALF_OPEN, WHY_PROBE)
+    if b.state == BRK_HALF_OPEN:
+        if breaker_probes_out(b) >= b.rules.probes:
+            return refuse(b, BRK_REFUSED_PROBES)
+        for i in range(LEASES):
+            if b.lease[i].until_us == 0:
+                place = i + 1
+                break
+        if place == 0:
+            return refuse(b, BRK_REFUSED_PROBES)
+        b.lease_serial = b.lease_serial % 65535 + 1
+        b.lease[place - 1].serial = b.lease_serial
+        b.lease[place - 1].until_us = b.now_us + (lease_us if lease_us > 0 else 1)
+        b.lease[place - 1].generation = b.generation
+    elif stalled(b):
+        open_now(b, WHY_STALL)
+        return refuse(b, BRK_REFUSED_OPEN)
+    elif b.forced != FORCE_CLOSED:
+        part = breaker_ramp(b)
+        if part < 1:
+            if b.now_us // 1000000 != b.ramp_second:
+                b.ramp_second = b.now_us // 1000000
+                b.ramp_passed = 0
+            if b.ramp_passed >= b.rules.ramp_min_rps:
+                if chance >= part:
+                    return refuse(b, BRK_REFUSED_RAMP)
+                chance /= part               # given that it passed, evenly spread again
+            b.ramp_passed += 1
+        else:
+            b.ramp_from_us = 0
+        if chance < breaker_shed(b):
+            return refuse(b, BRK_REFUSED_SHED)
+    b.admitted += 1
+    b.in_flight += 1
+    if b.issued == 0:
+        b.issued_us = b.now_us
+    b.issued += 1
+    permit.generation = b.generation
+    permit.lease = place
+    permit.live = b.lease_serial if place else 1
+    permit.started_us = b.now_us
+    return BRK_ADMITTED
+
+
+cdef void evidence_add(BreakerCore *b, bint bad, double ratio_before) noexcept nogil:
+    cdef const BreakerRules *r = &b.rules
+    if not bad:
+        b.evidence = fmax(0.0, b.evidence - r.trip_ratio / (1 - r.trip_ratio))
+        return
+    if b.evidence < 0.5:                     # the change point
+        b.bar = r.trip_failures / (1 - fmin(r.trip_ratio, ratio_before))
+        b.change_us = b.now_us
+    b.evidence = fmin(b.bar, b.evidence + 1)
+    if b.evidence >= b.bar - 1e-9 - b.bar * 0.02 and b.now_us - b.change_us >= r.trip_time_s * 1e6 and not b.forced:
+        open_now(b, WHY_FAILURES)
+
+
+cdef bint breaker_end(BreakerCore *b, PermitRef *permit, int outcome, int64_t latency_us, int64_t now_us) noexcept nogil:
+    """End a permit; False when it was ended before, or its lease ran out. Whatever the state, its place is given back once."""
+    cdef const BreakerRules *r = &b.rules
+    cdef double before, weight
+    cdef Lease *lease = NULL
+    cdef uint32_t serial
+    if not permit.live:
+        return False
+    serial = permit.live
+    permit.live = 0
+    breaker_advance(b, now_us)
+    if permit.lease:
+        lease = &b.lease[permit.lease - 1]
+        if lease.until_us == 0 or lease.generation != permit.generation or lease.serial != serial:
+            b.stale += 1                     # expired meanwhile: its place was given back then
+            return False
+        lease.until_us = 0
+    b.in_flight -= 1
+    if outcome == OUTCOME_CANCEL:
+        b.cancelled += 1
+        return True
+    if latency_us < 0:
+        latency_us = 0
+    if outcome == OUTCOME_SUCCESS and r.latency_limit_s > 0 and latency_us > r.latency_limit_s * 1e6:
+        outcome = OUTCOME_PRESSURE
+    if outcome == OUTCOME_SUCCESS:
+        b.succeeded += 1
+    else:
+        b.failed += 1
+    if permit.generation != b.generation:
+        b.stale += 1
+        return True
+    b.issued = 0
+    if b.state == BRK_HALF_OPEN:
+        if outcome == OUTCOME_SUCCESS:
+            b.probes_ok += 1
+            if b.probes_ok >= r.probes:
+                close_now(b, WHY_RECOVERED, True)
+        else:
+            b.probes_bad += 1
+            if b.probes_bad >= r.probes:
+                open_now(b, WHY_PROBE_FAILED)
+        return True
+    before = breaker_ratio(b.f, b.n) if b.n >= r.min_volume / 2.0 else 0.0
+    b.n += 1
+    if outcome != OUTCOME_FAILURE:           # a fast failure must not make the upstream look fast
+        b.young[histogram_cell(latency_us)] += 1
+    if outcome == OUTCOME_SUCCESS:
+        if b.slow_limit_s > 0 and latency_us > b.slow_limit_s * 1e6:
+            b.slow += 1
+            weight = (breaker_saturation(b) - 0.5) / 0.4
+            b.p += fmin(1.0, fmax(0.0, weight))
+    else:
+        b.f += 1
+        if outcome == OUTCOME_PRESSURE:
+            b.p += 1
+    if not r.classic:
+        evidence_add(b, outcome != OUTCOME_SUCCESS, before)
+    elif b.n >= r.min_volume and not b.forced:
+        breaker_fold(b, b.now_us + 1)
+        weight = breaker_score(b)
+        if weight > r.classic_threshold * (1 - r.classic_step) + weight * r.classic_step:
+            open_now(b, WHY_SCORE)
+    return True
+
+
+cdef void breaker_force(BreakerCore *b, int to, int64_t now_us, int64_t for_us) noexcept nogil:
+    """FORCE_OPEN refuses everything, FORCE_CLOSED admits everything, FORCE_NONE lets the breaker decide again. for_us 0 = until reset."""
+    breaker_advance(b, now_us)
+    if to == FORCE_OPEN and b.state != BRK_OPEN:
+        open_now(b, WHY_FORCED)
+    elif to == FORCE_CLOSED and b.state != BRK_CLOSED:
+        close_now(b, WHY_FORCED, False)
+    elif to == FORCE_NONE and b.forced == FORCE_OPEN:
+        b.open_until_us = b.now_us
+    b.forced = to
+    b.forced_until_us = b.now_us + for_us if for_us > 0 else 0
+
+
+cdef void breaker_reset(BreakerCore *b, int64_t now_us) noexcept nogil:
+    """CLOSED; ratios, evidence and back-off forgotten, baselines kept."""
+    breaker_advance(b, now_us)
+    b.forced = FORCE_NONE
+    b.forced_until_us = 0
+    if b.state != BRK_CLOSED:
+        close_now(b, WHY_RESET, False)
+    clean_sheet(b)
+    b.level = 0
+    b.ramp_from_us = 0
+
+
+cdef void breaker_hint(BreakerCore *b, int64_t now_us) noexcept nogil:
+    """An active check passed: the open interval ends, after at least a second."""
+    breaker_advance(b, now_us)
+    if b.state == BRK_OPEN and not b.forced and b.open_until_us > b.opened_us + 1000000:
+        b.open_until_us = b.now_us if b.now_us > b.opened_us + 1000000 else b.opened_us + 1000000
