@@ -1,4 +1,5 @@
 """Build the extensions. GWCORE_BUILD = release (default) | asan | coverage; GWCORE_STRICT=1 turns C warnings into errors."""
+
 import glob
 import os
 import re
@@ -15,7 +16,14 @@ CFLAGS, LDFLAGS = {
     "coverage": (["-O0", "-g", "--coverage"], ["--coverage"]),
 }[MODE]
 STRICT = ["-Werror"] if os.environ.get("GWCORE_STRICT") == "1" else []
-DIRECTIVES = dict(language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, auto_pickle=False)
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": False,
+    "wraparound": False,
+    "cdivision": True,
+    "initializedcheck": False,
+    "auto_pickle": False,
+}
 LIBRARIES = {"gwcore._speedups.regex": ["pcre2-8"], "gwcore._speedups.crypto": ["ssl", "crypto"]}
 
 
@@ -43,11 +51,23 @@ def strict_cythonize(extensions, **options):
 
 def extension(path):
     name = path[:-4].replace(os.sep, ".")
-    return Extension(name, [path], include_dirs=["gwcore/_speedups"], depends=glob.glob("gwcore/_speedups/*.h"),
-                     libraries=LIBRARIES.get(name, []), extra_compile_args=[*CFLAGS, "-Wall", "-Wno-unused-function", "-Wno-sign-compare", *STRICT],
-                     extra_link_args=LDFLAGS)
+    return Extension(
+        name,
+        [path],
+        include_dirs=["gwcore/_speedups"],
+        depends=glob.glob("gwcore/_speedups/*.h"),
+        libraries=LIBRARIES.get(name, []),
+        extra_compile_args=[*CFLAGS, "-Wall", "-Wno-unused-function", "-Wno-sign-compare", *STRICT],
+        extra_link_args=LDFLAGS,
+    )
 
 
-setup(ext_modules=strict_cythonize(
-    [extension(p) for p in sorted(glob.glob("gwcore/**/*.pyx", recursive=True))],
-    build_dir=f"build/{MODE}", nthreads=2, compiler_directives=DIRECTIVES, emit_linenums=MODE != "release"))
+setup(
+    ext_modules=strict_cythonize(
+        [extension(p) for p in sorted(glob.glob("gwcore/**/*.pyx", recursive=True))],
+        build_dir=f"build/{MODE}",
+        nthreads=2,
+        compiler_directives=DIRECTIVES,
+        emit_linenums=MODE != "release",
+    )
+)

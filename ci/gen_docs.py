@@ -1,4 +1,5 @@
 """Writes docs/configuration.md and docs/reasons.md from the schema and reasons.h. `--check` says whether they are up to date."""
+
 from __future__ import annotations
 
 import re
@@ -52,30 +53,50 @@ def walk(model: type[BaseModel], path: str, out: list[str]) -> None:
         text = (field.description or "").replace("\n", " ").replace("|", "\\|")
         out.append(f"| `{name}` | {shown(field.default, field)} | {text} |")
         if inner is not None:
-            container = "[]" if "list" in str(field.annotation).lower().split("[")[0] else ".*" if str(field.annotation).startswith("dict") else ""
+            container = (
+                "[]"
+                if "list" in str(field.annotation).lower().split("[")[0]
+                else ".*"
+                if str(field.annotation).startswith("dict")
+                else ""
+            )
             deeper.append((inner, f"{path}.{name}{container}".lstrip(".")))
     for inner, where in deeper:
         walk(inner, where, out)
 
 
 def configuration() -> str:
-    out = ["# Configuration", "", "Generated from `gwcore/config/schema.py` by `ci/gen_docs.py`: change it there.", "",
-           "Durations: `250ms` `5s` `1m` `1h`. Sizes: `16KiB` `4MiB`. `${VAR}` and `${VAR:-default}` take values from the environment (`$$` is a dollar sign). "
-           "Unknown keys are errors. `gwcore check -c FILE` tells every error at once; `gwcore explain -c FILE METHOD URL` tells which route takes a request."]
+    out = [
+        "# Configuration",
+        "",
+        "Generated from `gwcore/config/schema.py` by `ci/gen_docs.py`: change it there.",
+        "",
+        "Durations: `250ms` `5s` `1m` `1h`. Sizes: `16KiB` `4MiB`. `${VAR}` and `${VAR:-default}` take values from the environment (`$$` is a dollar sign). "
+        "Unknown keys are errors. `gwcore check -c FILE` tells every error at once; `gwcore explain -c FILE METHOD URL` tells which route takes a request.",
+    ]
     walk(Config, "", out)
     return "\n".join(out) + "\n"
 
 
 def reasons() -> str:
-    out = ["# Reasons", "", "Generated from `gwcore/_speedups/reasons.h` by `ci/gen_docs.py`. The same word stands in the problem document, in `Proxy-Status`, "
-           "in the access log and as a label of `gwcore_failures_total`. Status `log`: nobody is left to answer, or the head was sent already and the "
-           "connection is cut on purpose.", "", "| reason | status | side | may be sent again | Proxy-Status error |", "|---|---|---|---|---|"]
+    out = [
+        "# Reasons",
+        "",
+        "Generated from `gwcore/_speedups/reasons.h` by `ci/gen_docs.py`. The same word stands in the problem document, in `Proxy-Status`, "
+        "in the access log and as a label of `gwcore_failures_total`. Status `log`: nobody is left to answer, or the head was sent already and the "
+        "connection is cut on purpose.",
+        "",
+        "| reason | status | side | may be sent again | Proxy-Status error |",
+        "|---|---|---|---|---|",
+    ]
     text = (ROOT / "gwcore/_speedups/reasons.h").read_text()
     for m in re.findall(r"X\(([A-Z_]+, .*?)\)", text):
         _, word, status, side, retry, _, proxy = (c.strip().strip('"') for c in m.split(","))
         if word == "-":
             continue
-        out.append(f"| `{word}` | {status if status != '0' else 'log'} | {side.removeprefix('SIDE_').lower()} | {retry.removeprefix('RETRY_').lower()} | {proxy or '-'} |")
+        out.append(
+            f"| `{word}` | {status if status != '0' else 'log'} | {side.removeprefix('SIDE_').lower()} | {retry.removeprefix('RETRY_').lower()} | {proxy or '-'} |"
+        )
     return "\n".join(out) + "\n"
 
 

@@ -1,4 +1,5 @@
 """Run by ci/wheel.sh in an empty environment: one request through the installed gateway to a small backend."""
+
 import http.server
 import os
 import signal
@@ -35,8 +36,10 @@ server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Backend)
 threading.Thread(target=server.serve_forever, daemon=True).start()
 port, admin = free_port(), free_port()
 with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as f:
-    f.write(f'listeners: [{{address: "127.0.0.1:{port}"}}]\nadmin: {{address: "127.0.0.1:{admin}"}}\nworkers: 1\naccess_log: {{path: "off"}}\n'
-            f'upstreams: {{be: {{endpoints: ["127.0.0.1:{server.server_address[1]}"]}}}}\nroutes: [{{upstream: be}}]\n')
+    f.write(
+        f'listeners: [{{address: "127.0.0.1:{port}"}}]\nadmin: {{address: "127.0.0.1:{admin}"}}\nworkers: 1\naccess_log: {{path: "off"}}\n'
+        f'upstreams: {{be: {{endpoints: ["127.0.0.1:{server.server_address[1]}"]}}}}\nroutes: [{{upstream: be}}]\n'
+    )
 gateway = subprocess.Popen([sys.executable, "-m", "gwcore", "run", "-c", f.name])
 try:
     for _ in range(200):

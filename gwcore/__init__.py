@@ -3,6 +3,7 @@
 `Gateway` runs one from Python, `load_config` reads a configuration. Both are imported at first use, so that importing a part of the
 package (say `gwcore.breaker`) costs nothing else.
 """
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any

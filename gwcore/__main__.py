@@ -1,4 +1,5 @@
 """`python -m gwcore`"""
+
 from gwcore.cli import main
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """The command line. Each command imports what it needs when it is called."""
+
 from __future__ import annotations
 
 import json
@@ -54,7 +55,9 @@ def _check(path: str) -> None:
 
     size = len(compile_plan(loaded.config))
     c = loaded.config
-    click.echo(f"{path}: good: {len(c.listeners)} listeners, {len(c.routes)} routes, {len(c.upstreams)} upstreams, plan of {size} bytes")
+    click.echo(
+        f"{path}: good: {len(c.listeners)} listeners, {len(c.routes)} routes, {len(c.upstreams)} upstreams, plan of {size} bytes"
+    )
 
 
 @main.command()

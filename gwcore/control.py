@@ -1,5 +1,6 @@
 """The control channel between supervisor and a worker: a socket pair of whole messages (SOCK_SEQPACKET), msgpack inside, descriptors
 beside. End of file on it means that the other side is gone."""
+
 from __future__ import annotations
 
 import os

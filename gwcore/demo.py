@@ -1,4 +1,5 @@
 """`python -m gwcore` without arguments: a gateway and an embedded upstream to play with."""
+
 from __future__ import annotations
 
 import asyncio
@@ -53,22 +54,26 @@ class Upstream(asyncio.Protocol):
             length = next((int(line[15:]) for line in head.split("\r\n") if line.lower().startswith("content-length:")), 0)
             if len(self.buffer) < end + 4 + length:
                 return
-            body = self.buffer[end + 4:end + 4 + length]
-            self.buffer = self.buffer[end + 4 + length:]
+            body = self.buffer[end + 4 : end + 4 + length]
+            self.buffer = self.buffer[end + 4 + length :]
             self.answer(head, body)
 
     def answer(self, head: str, body: bytes) -> None:
         method, target, _ = head.split("\r\n")[0].split(" ", 2)
         url = urlsplit(target)
         if url.path == "/echo":
-            out = json.dumps({"method": method, "target": target, "headers": head.split("\r\n")[1:], "body": body.decode("latin-1")}, indent=1).encode()
+            out = json.dumps(
+                {"method": method, "target": target, "headers": head.split("\r\n")[1:], "body": body.decode("latin-1")}, indent=1
+            ).encode()
         else:
             out = JSON
         try:
             delay = min(float(parse_qs(url.query).get("ms", ["0"])[0]), 60_000) / 1000 if url.path == "/delay" else 0
         except ValueError:
             delay = 0
-        text = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(out) + (b"" if method == "HEAD" else out)
+        text = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(out) + (
+            b"" if method == "HEAD" else out
+        )
         if delay:
             asyncio.get_running_loop().call_later(delay, self.write, text)
         else:

@@ -1,4 +1,5 @@
 """Which route takes a request, in words: the same rules as the router, on the models."""
+
 from __future__ import annotations
 
 import re
@@ -94,13 +95,19 @@ def _describe(config: Config, r: Route) -> list[str]:
     for name, weight in names:
         u = config.upstreams[name]
         share = f" for {100 * weight / total:g} % of requests" if len(names) > 1 else ""
-        lines.append(f"  upstream {name}{share}: {len(u.endpoints)} endpoints, {u.balance}, at most {u.pool.max_connections} connections each")
+        lines.append(
+            f"  upstream {name}{share}: {len(u.endpoints)} endpoints, {u.balance}, at most {u.pool.max_connections} connections each"
+        )
         response = u.timeouts.response if r.timeouts.response is None else r.timeouts.response
         idle = u.timeouts.idle if r.timeouts.idle is None else r.timeouts.idle
-        lines.append(f"  timeouts: queue {format_duration(u.pool.queue.timeout)}, connect {format_duration(u.timeouts.connect)}, "
-                     f"response {format_duration(response)}, idle {format_duration(idle)}")
+        lines.append(
+            f"  timeouts: queue {format_duration(u.pool.queue.timeout)}, connect {format_duration(u.timeouts.connect)}, "
+            f"response {format_duration(response)}, idle {format_duration(idle)}"
+        )
     body = config.limits.body_bytes if r.limits.body_bytes is None else r.limits.body_bytes
     lines.append(f"  request body: at most {format_size(body) if body else 'any size'}")
     if r.rewrite.strip_prefix or r.rewrite.replace_prefix:
-        lines.append(f"  path: {r.rewrite.strip_prefix or r.match.prefix or r.match.path} becomes {r.rewrite.replace_prefix or '/'}")
+        lines.append(
+            f"  path: {r.rewrite.strip_prefix or r.match.prefix or r.match.path} becomes {r.rewrite.replace_prefix or '/'}"
+        )
     return lines

@@ -1,4 +1,5 @@
 """A gateway run from Python."""
+
 from __future__ import annotations
 
 import json
@@ -97,7 +98,7 @@ class Gateway:
                 status = self._process.wait()
                 self._forget()
                 return status
-            except KeyboardInterrupt:            # the gateway got it too and drains
+            except KeyboardInterrupt:  # the gateway got it too and drains
                 continue
 
     def _admin(self, path: str, method: str = "GET") -> Any:

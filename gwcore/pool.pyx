@@ -4,7 +4,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from gwcore._speedups.shm cimport gw_atomic_add, gw_atomic_load, gw_atomic_store
-from gwcore._speedups.types cimport Link, link_append, link_drop, link_empty, link_init, link_push
+from gwcore._speedups.types cimport link_append, link_drop, link_empty, link_init, link_push
 
 # from FREE, OPENING, BUSY, IDLE: the legal next states
 cdef uint8_t[4] LEGAL

@@ -1,5 +1,6 @@
 """Listening sockets. The supervisor makes one per listener and worker (SO_REUSEPORT) and keeps them open while workers come and go, so
 that a connection in a queue is served by whoever comes next."""
+
 from __future__ import annotations
 
 import os
@@ -22,8 +23,11 @@ def somaxconn() -> int:
 
 
 def _explain(address: str, why: OSError) -> str:
-    hint = {13: "ports below 1024 need root or CAP_NET_BIND_SERVICE", 98: "another process listens there; stop it or choose another port",
-            99: "no interface has this address"}.get(why.errno or 0, "")
+    hint = {
+        13: "ports below 1024 need root or CAP_NET_BIND_SERVICE",
+        98: "another process listens there; stop it or choose another port",
+        99: "no interface has this address",
+    }.get(why.errno or 0, "")
     return f"cannot listen on {address}: {os.strerror(why.errno or 0)}" + (f" ({hint})" if hint else "")
 
 
@@ -42,7 +46,7 @@ def open_listener(listener: Listener, workers: int) -> list[socket.socket]:
 def _tcp(host: str, port: int, backlog: int, workers: int) -> list[socket.socket]:
     family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     out: list[socket.socket] = []
-    probe = socket.socket(family, socket.SOCK_STREAM)       # REUSEPORT would share silently with a stranger's socket of the same user
+    probe = socket.socket(family, socket.SOCK_STREAM)  # REUSEPORT would share silently with a stranger's socket of the same user
     try:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(where)
@@ -54,7 +58,7 @@ def _tcp(host: str, port: int, backlog: int, workers: int) -> list[socket.socket
             out.append(s)
             s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)         # accepted sockets inherit both
+            s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit both
             s.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             if family == socket.AF_INET6:
                 s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -75,7 +79,7 @@ def _unix(path: str, backlog: int) -> socket.socket:
             try:
                 s.connect(path)
             except OSError:
-                os.unlink(path)                 # left behind by a process that is gone
+                os.unlink(path)  # left behind by a process that is gone
             else:
                 raise OSError(98, "in use")
             s.close()

@@ -1,4 +1,5 @@
 """The supervisor: configuration, listening sockets, workers, reload, drain, upgrade. It serves no traffic itself."""
+
 from __future__ import annotations
 
 import asyncio
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 PREPARE_S = 10.0
 BACKOFF_S = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-LIVED_S = 10.0           # a worker that lived so long starts the backoff anew
+LIVED_S = 10.0  # a worker that lived so long starts the backoff anew
 WATCH_S = 1.0
 INHERIT = "GWCORE_LISTENERS"
 
@@ -79,8 +80,13 @@ class Supervisor:
         self.inherit_sockets()
         self.open_sockets(self.config)
         self.new_plan(self.config)
-        for s, action in ((signal.SIGTERM, self.stop), (signal.SIGINT, self.stop), (signal.SIGHUP, self.on_hup),
-                          (signal.SIGUSR1, self.reopen_logs), (signal.SIGUSR2, self.on_upgrade)):
+        for s, action in (
+            (signal.SIGTERM, self.stop),
+            (signal.SIGINT, self.stop),
+            (signal.SIGHUP, self.on_hup),
+            (signal.SIGUSR1, self.reopen_logs),
+            (signal.SIGUSR2, self.on_upgrade),
+        ):
             loop.add_signal_handler(s, action)
         for slot in self.slots:
             self.spawn(slot)
@@ -136,7 +142,7 @@ class Supervisor:
         fd = os.memfd_create("gwcore-plan", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         view = memoryview(blob)
         while view:
-            view = view[os.write(fd, view):]
+            view = view[os.write(fd, view) :]
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
         self.version += 1
         if self.plan_fd >= 0:
@@ -159,7 +165,8 @@ class Supervisor:
             self.finish(1)
             return
         asyncio.get_running_loop().add_reader(
-            channel.fileno(), lambda: channel.pump(lambda m, fds: self.on_message(slot, m), lambda: self.on_gone(slot, channel)))
+            channel.fileno(), lambda: channel.pump(lambda m, fds: self.on_message(slot, m), lambda: self.on_gone(slot, channel))
+        )
         channel.send("prepare", [self.plan_fd], version=self.version)
 
     def on_message(self, slot: WorkerSlot, message: dict[str, Any]) -> None:
@@ -189,7 +196,11 @@ class Supervisor:
         slot.listening = wanted
         if not self.ready and not self.stopping and all(s.listening for s in self.slots):
             self.ready = True
-            say("serving on " + ", ".join(sorted(wanted)) + f" with {len(self.slots)} worker{'s'[:len(self.slots) > 1]}, admin on {self.config.admin.address}")
+            say(
+                "serving on "
+                + ", ".join(sorted(wanted))
+                + f" with {len(self.slots)} worker{'s'[: len(self.slots) > 1]}, admin on {self.config.admin.address}"
+            )
 
     def on_gone(self, slot: WorkerSlot, channel: Channel) -> None:
         """A worker ended. In a stop that was asked for; otherwise it crashed: its successor takes over lane and sockets."""
@@ -225,7 +236,11 @@ class Supervisor:
         async with self.reloading:
             result = await self._reload()
         self.last_reload = {**result, "time": time.time()}
-        say(f"reloaded {self.config_path}: plan {self.version}" if result["ok"] else "reload refused, nothing changed:\n  " + "\n  ".join(result["errors"]))
+        say(
+            f"reloaded {self.config_path}: plan {self.version}"
+            if result["ok"]
+            else "reload refused, nothing changed:\n  " + "\n  ".join(result["errors"])
+        )
         return result
 
     async def _reload(self) -> dict[str, Any]:
@@ -269,7 +284,7 @@ class Supervisor:
         if old_log != self.config.access_log.path:
             self.reopen_logs()
         if gone:
-            asyncio.get_running_loop().call_later(1.0, self._close_sockets, gone)       # the workers take in what is queued first
+            asyncio.get_running_loop().call_later(1.0, self._close_sockets, gone)  # the workers take in what is queued first
         return {"ok": True, "version": self.version, "errors": [], "warnings": [str(w) for w in loaded.warnings] + notes}
 
     async def _prepare(self, fd: int) -> list[str]:
@@ -303,7 +318,9 @@ class Supervisor:
         try:
             self.open_log()
         except OSError as why:
-            say(f"cannot open the access log {self.config.access_log.path}: {why.strerror}; logging is off until SIGUSR1 finds it")
+            say(
+                f"cannot open the access log {self.config.access_log.path}: {why.strerror}; logging is off until SIGUSR1 finds it"
+            )
         for slot in self.slots:
             if slot.channel is not None and slot.listening:
                 slot.channel.send("log", [self.log_fd] if self.log_fd >= 0 else [])
@@ -353,9 +370,13 @@ class Supervisor:
 
     def on_upgrade(self) -> None:
         """SIGUSR2: check the file with the new code, then become the new code. Workers see the end of their channel and drain."""
-        check = subprocess.run([sys.executable, "-m", "gwcore", "check", "-c", self.config_path], capture_output=True, text=True, check=False)
+        check = subprocess.run(
+            [sys.executable, "-m", "gwcore", "check", "-c", self.config_path], capture_output=True, text=True, check=False
+        )
         if check.returncode:
-            say("upgrade refused, nothing changed: the new code does not accept the configuration\n" + check.stderr + check.stdout)
+            say(
+                "upgrade refused, nothing changed: the new code does not accept the configuration\n" + check.stderr + check.stdout
+            )
             return
         fds: dict[str, list[int]] = {}
         for address, sockets in self.sockets.items():
@@ -374,8 +395,10 @@ class Supervisor:
         for slot in self.slots:
             figures = self.segment.worker_figures(slot.number)
             if figures["accept_paused"] > slot.paused:
-                say(f"alarm: worker {slot.number} has used its descriptors ({figures['connections']} client connections) and paused accepting "
-                    f"{figures['accept_paused'] - slot.paused} times; idle connections are closed first. Raise the descriptor limit (gwcore doctor)")
+                say(
+                    f"alarm: worker {slot.number} has used its descriptors ({figures['connections']} client connections) and paused accepting "
+                    f"{figures['accept_paused'] - slot.paused} times; idle connections are closed first. Raise the descriptor limit (gwcore doctor)"
+                )
             slot.paused = figures["accept_paused"]
         if not self.done.done():
             asyncio.get_running_loop().call_later(WATCH_S, self.watch)
@@ -388,7 +411,7 @@ class Supervisor:
 
     async def serve_admin(self) -> None:
         while not self.ready and not self.stopping:
-            await asyncio.sleep(0.01)            # the first answer to a client comes before our own comforts
+            await asyncio.sleep(0.01)  # the first answer to a client comes before our own comforts
         from gwcore.admin.server import serve
 
         try:

@@ -1,4 +1,5 @@
 """A worker process: uvloop, one data plane, one control channel. It does what the supervisor says and drains when that is gone."""
+
 from __future__ import annotations
 
 import asyncio
@@ -15,7 +16,7 @@ from gwcore._speedups.plane import Plane
 from gwcore.control import Channel
 
 DRAIN_LOOK_S = 0.02
-IDLE_GRACE_MS = 300      # an idle connection is closed at a drain when nothing came on it for so long
+IDLE_GRACE_MS = 300  # an idle connection is closed at a drain when nothing came on it for so long
 COLLECT_S = 1.0
 
 
@@ -59,7 +60,7 @@ class Worker:
         self._collect()
 
     def _collect(self) -> None:
-        if self.plane.collect() and not self.done.done():       # requests of an older plan are still under way
+        if self.plane.collect() and not self.done.done():  # requests of an older plan are still under way
             self.loop.call_later(COLLECT_S, self._collect)
 
     def on_discard(self, version: int) -> None:

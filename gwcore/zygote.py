@@ -2,6 +2,7 @@
 
 It is forked from the supervisor before that has a loop or a thread. Workers are its children; it ends when the supervisor does.
 """
+
 from __future__ import annotations
 
 import os
@@ -36,14 +37,14 @@ def start() -> Channel:
 
 def _serve(sock: socket.socket) -> None:
     for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(s, signal.SIG_IGN)        # the supervisor decides
+        signal.signal(s, signal.SIG_IGN)  # the supervisor decides
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     import gc
 
     import gwcore.worker
 
     gc.collect()
-    gc.freeze()                                 # pages stay shared after the fork
+    gc.freeze()  # pages stay shared after the fork
     channel = Channel(sock)
     sock.setblocking(True)
     while (got := channel.receive()) is not None:

@@ -1,4 +1,5 @@
 """What the tests share: a data plane in a thread, upstreams that say what they are told, raw sockets."""
+
 from __future__ import annotations
 
 import asyncio
@@ -11,13 +12,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import uvloop
-
 from gwcore._speedups.plane import Plane
 from gwcore._speedups.shm import Segment
+
 from gwcore.config.compile import compile_plan
 from gwcore.config.load import load_text
 
-SLACK = 5.0 if os.environ.get("GWCORE_SANITIZED") else 1.0      # one factor for slow machines and builds
+SLACK = 5.0 if os.environ.get("GWCORE_SANITIZED") else 1.0  # one factor for slow machines and builds
 
 
 def free_port() -> int:
@@ -78,6 +79,7 @@ class PlaneThread:
             await self.stop.wait()
             self.loop.remove_reader(self.plane.fileno())
             self.plane.close()
+
         uvloop.run(amain())
 
     def _use(self, text: str) -> None:
@@ -91,8 +93,10 @@ class PlaneThread:
 
     def call(self, f: Callable[[], Any]) -> Any:
         """Run f in the plane's loop."""
+
         async def run() -> Any:
             return f()
+
         return asyncio.run_coroutine_threadsafe(run(), self.loop).result(10 * SLACK)
 
     def reload(self, text: str) -> None:
@@ -106,10 +110,15 @@ class PlaneThread:
 
     def at_rest(self) -> None:
         """Everything that was taken has been given back (idle pooled connections may stay)."""
+
         def quiet() -> bool:
             c = self.counts()
-            return (c["connections"] == c["exchanges"] == c["buffers"] == c["waiting"] == 0 and c["upstream_connections"] == c["pooled"]
-                    and c["timers"] <= c["pooled"] + 1)
+            return (
+                c["connections"] == c["exchanges"] == c["buffers"] == c["waiting"] == 0
+                and c["upstream_connections"] == c["pooled"]
+                and c["timers"] <= c["pooled"] + 1
+            )
+
         try:
             wait_until(quiet, 4)
         except AssertionError:
@@ -299,7 +308,7 @@ def read_reply(s: socket.socket, *, to_head: bool = False, buffer: bytes = b"", 
     if (length := reply.get("Content-Length")) is not None:
         while len(buffer) < int(length):
             more()
-        reply.body, reply.rest = buffer[:int(length)], buffer[int(length):]
+        reply.body, reply.rest = buffer[: int(length)], buffer[int(length) :]
     elif reply.get("Transfer-Encoding") == "chunked":
         while True:
             while b"\r\n" not in buffer:
@@ -309,7 +318,7 @@ def read_reply(s: socket.socket, *, to_head: bool = False, buffer: bytes = b"", 
             while len(buffer) < size + 2:
                 more()
             reply.body += buffer[:size]
-            buffer = buffer[size + 2:]
+            buffer = buffer[size + 2 :]
             if not size:
                 break
         reply.rest = buffer
@@ -323,9 +332,13 @@ def read_reply(s: socket.socket, *, to_head: bool = False, buffer: bytes = b"", 
 
 
 def get(path: str = "/", **fields: str) -> bytes:
-    return (f"GET {path} HTTP/1.1\r\nHost: a\r\n" + "".join(f"{k.replace('_', '-')}: {v}\r\n" for k, v in fields.items()) + "\r\n").encode("latin-1")
+    return (
+        f"GET {path} HTTP/1.1\r\nHost: a\r\n" + "".join(f"{k.replace('_', '-')}: {v}\r\n" for k, v in fields.items()) + "\r\n"
+    ).encode("latin-1")
 
 
 def proxy_config(*endpoints: str, extra: str = "", upstream: str = "") -> str:
-    return (f"upstreams: {{be: {{endpoints: [{', '.join(repr(e) for e in endpoints)}]{', ' + upstream if upstream else ''}}}}}\n"
-            f"routes: [{{name: all, upstream: be}}]\n{extra}")
+    return (
+        f"upstreams: {{be: {{endpoints: [{', '.join(repr(e) for e in endpoints)}]{', ' + upstream if upstream else ''}}}}}\n"
+        f"routes: [{{name: all, upstream: be}}]\n{extra}"
+    )

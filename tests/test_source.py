@@ -1,4 +1,5 @@
 """Rules about the source itself. Each has a name and a reason; an exemption that is not needed fails."""
+
 from __future__ import annotations
 
 import re
@@ -8,15 +9,42 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "gwcore"
 # A file may cimport strictly lower levels. pool and breaker stand outside of _speedups because they are public.
 LEVELS = {
-    "types": 0, "sys": 0, "cllhttp": 0, "reasons": 0,
-    "slab": 1, "buffer": 1, "timer": 1, "ring": 1, "regex": 1, "histogram": 1, "llhttp": 1, "fields": 1, "crypto": 1,
-    "shm": 2, "path": 2, "plan": 2, "breaker_core": 2,
-    "pool": 3, "breaker": 3, "router": 3, "head": 3, "chunked": 3,
-    "http1": 4, "conn": 4,
+    "types": 0,
+    "sys": 0,
+    "cllhttp": 0,
+    "reasons": 0,
+    "slab": 1,
+    "buffer": 1,
+    "timer": 1,
+    "ring": 1,
+    "regex": 1,
+    "histogram": 1,
+    "llhttp": 1,
+    "fields": 1,
+    "crypto": 1,
+    "shm": 2,
+    "path": 2,
+    "plan": 2,
+    "breaker_core": 2,
+    "pool": 3,
+    "breaker": 3,
+    "router": 3,
+    "head": 3,
+    "chunked": 3,
+    "http1": 4,
+    "conn": 4,
     "upstream": 5,
     "story": 6,
-    "forward": 7, "answer": 7, "accesslog": 7, "body": 7, "attempt": 7,
-    "ends": 8, "relay": 9, "exchange": 10, "reactor": 11, "plane": 12,
+    "forward": 7,
+    "answer": 7,
+    "accesslog": 7,
+    "body": 7,
+    "attempt": 7,
+    "ends": 8,
+    "relay": 9,
+    "exchange": 10,
+    "reactor": 11,
+    "plane": 12,
 }
 
 
@@ -104,5 +132,7 @@ def test_states_have_ways_in_and_out():
 
 def test_no_paths_of_a_machine():
     for path in ROOT.rglob("*"):
-        if path.suffix in (".py", ".pyx", ".md", ".sh", ".yaml", ".toml") and not {".venv", "build", ".git", "dist"} & set(path.parts):
+        if path.suffix in (".py", ".pyx", ".md", ".sh", ".yaml", ".toml") and not {".venv", "build", ".git", "dist"} & set(
+            path.parts
+        ):
             assert not re.search(r"(?<![\w.])/(?:work|farm|root)/", path.read_text()), path

@@ -1,4 +1,5 @@
 """Runs tests/wire/*.md; tests/wire/README.md has the format."""
+
 from __future__ import annotations
 
 import re
@@ -13,6 +14,7 @@ from tests.support import SLACK, Conversation, PlaneThread, Upstream, ok
 
 HERE = Path(__file__).parent / "wire"
 
+
 @dataclass
 class Case:
     file: str
@@ -24,7 +26,9 @@ class Case:
 
 def unescape(line: str) -> bytes:
     names = {"n": "\n", "r": "\r", "t": "\t", "0": "\0", "\\": "\\"}
-    return re.sub(r"\\(?:x([0-9a-f]{2})|([nrt0\\]))", lambda m: chr(int(m[1], 16)) if m[1] else names[m[2]], line).encode("latin-1")
+    return re.sub(r"\\(?:x([0-9a-f]{2})|([nrt0\\]))", lambda m: chr(int(m[1], 16)) if m[1] else names[m[2]], line).encode(
+        "latin-1"
+    )
 
 
 def to_bytes(lines: list[str]) -> bytes:
@@ -130,7 +134,7 @@ def play(stage: Stage, text: bytes, pieces: list[bytes]) -> tuple[bytes, bytes, 
             pass
         sent.set()
         thread.join(10 * SLACK)
-    seen = b"".join(bytes(x)[before[i] if i < len(before) else 0:] for i, x in enumerate(stage.upstream.seen))
+    seen = b"".join(bytes(x)[before[i] if i < len(before) else 0 :] for i, x in enumerate(stage.upstream.seen))
     return out, seen, closed
 
 
@@ -140,7 +144,9 @@ def check_lines(lines: list[str], text: bytes, what: str, case: Case) -> None:
         if line.startswith("..."):
             assert unescape(line[3:]) in text, f"{case.file}:{case.line}: {case.title}: {what} lacks {line[3:]!r}:\n{text!r}"
         elif line.startswith("!"):
-            assert unescape(line[1:]).lower() not in text.lower(), f"{case.file}:{case.line}: {case.title}: {what} has {line[1:]!r}:\n{text!r}"
+            assert unescape(line[1:]).lower() not in text.lower(), (
+                f"{case.file}:{case.line}: {case.title}: {what} has {line[1:]!r}:\n{text!r}"
+            )
         else:
             assert unescape(line) in fields, f"{case.file}:{case.line}: {case.title}: {what} has no line {line!r}:\n{text!r}"
 
@@ -151,7 +157,7 @@ def test_wire(stage: Stage, case: Case, split: str) -> None:
     # B15: any split gives the same outcome
     text = to_bytes(case.blocks["client"])
     stage.answer = to_bytes(case.blocks["upstream"]) if "upstream" in case.blocks else ok()
-    pieces = [text] if split == "whole" else [text[i:i + 1] for i in range(len(text))]
+    pieces = [text] if split == "whole" else [text[i : i + 1] for i in range(len(text))]
     reply, seen, closed = play(stage, text, pieces)
     where = f"{case.file}:{case.line}: {case.title}"
     want = case.blocks["reply"]

@@ -8,7 +8,7 @@ from gwcore._speedups.fields cimport METHODS, METHOD_SIZE
 from gwcore._speedups.plan cimport PlanHead, Route, plan_text
 from gwcore._speedups.reasons cimport R_METHOD_NOT_ALLOWED, ReasonRow, reason_row
 from gwcore._speedups.story cimport Exchange
-from gwcore._speedups.types cimport uint32_t, uint64_t
+from gwcore._speedups.types cimport uint64_t
 
 
 cdef const char *status_text(int status) noexcept nogil:

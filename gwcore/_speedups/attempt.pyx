@@ -1,11 +1,8 @@
 """Attempts. The order of DECISIONS: candidates with a free place, balance, reuse or connect; who finds none waits in the upstream's
 queue and holds nothing meanwhile."""
-from libc.stddef cimport size_t
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint32_t
 
 from gwcore._speedups.conn cimport CONN_UPSTREAM, C_CONNECTING, C_POOLED, C_READY, Conn, Worker, conn_arm, conn_close, conn_move, conn_open, conn_register, random_next
-from gwcore._speedups.histogram cimport histogram_cell
-from gwcore._speedups.plan cimport plan_upstream
 from gwcore._speedups.reasons cimport (
     R_CONNECT_FAILED, R_CONNECT_REFUSED, R_CONNECT_TIMEOUT, R_DNS_FAILED, R_NO_ENDPOINT, R_QUEUE_FULL,
 )
@@ -19,8 +16,8 @@ from gwcore._speedups.sys cimport (
 from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL, RC_OK, link_drop, link_empty, link_push
 from gwcore._speedups.upstream cimport Endpoint, Upstream, balance_pick, endpoint_has_room
 from gwcore.pool cimport (
-    CLOSE_ERROR, POOL_CONNECT, POOL_FULL, POOL_REUSE, PoolItem, WaitQueue, Waiter, pool_acquire, pool_closed, pool_opened, pool_opening,
-    pool_release, waiters_drop, waiters_push,
+    POOL_CONNECT, POOL_FULL, PoolItem, Waiter, pool_acquire, pool_closed, pool_opened, pool_opening, pool_release,
+    waiters_drop, waiters_push,
 )
 
 

@@ -3,10 +3,10 @@ from libc.stddef cimport size_t
 
 from gwcore._speedups.chunked cimport chunked_next
 from gwcore._speedups.conn cimport OutList, Worker, out_add, out_number
-from gwcore._speedups.http1 cimport BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, BODY_NONE
+from gwcore._speedups.http1 cimport BODY_CLOSE, BODY_LENGTH, BODY_NONE
 from gwcore._speedups.reasons cimport R_BAD_FRAMING, R_BODY_TOO_LARGE, R_RESPONSE_TRUNCATED
 from gwcore._speedups.story cimport REQ_DONE, Exchange
-from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK, uint64_t
+from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK
 
 
 cdef void chunk_out(OutList *o, const char *at, size_t n) noexcept nogil:

@@ -132,13 +132,13 @@ cdef int64_t breaker_retry_after_us(const BreakerCore *b) noexcept nogil:
 
 cdef void open_now(BreakerCore *b, int why) noexcept nogil:
     cdef double seconds
-    cdef uint32_t i
+    cdef uint32_t _step
     if b.state == BRK_CLOSED and b.opens and b.now_us - b.closed_us >= b.rules.open_forget_s * 1e6:
         b.level = 0
     if not breaker_move(b, BRK_OPEN, why):
         return
     seconds = b.rules.open_s
-    for i in range(b.level):
+    for _step in range(b.level):
         if seconds < b.rules.open_max_s:
             seconds *= 2
     seconds = fmin(seconds, b.rules.open_max_s)

@@ -6,7 +6,7 @@ from libc.string cimport memcpy, memmove, memset
 from gwcore._speedups.buffer cimport (
     BUF_LONG, BUF_HEAD, Buf, BufPool, ByteQueue, buf_bytes, buf_give, buf_grow, buf_room, buf_space, buf_take, queue_add, queue_clear, queue_skip,
 )
-from gwcore._speedups.slab cimport slab_give, slab_handle, slab_take
+from gwcore._speedups.slab cimport slab_give, slab_take
 from gwcore._speedups.sys cimport (
     AF_INET6, EAGAIN, EINTR, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLL_CTL_ADD, MSG_NOSIGNAL, close, epoll_ctl, epoll_event, errno,
     iovec, msghdr, recv, send, sendmsg,

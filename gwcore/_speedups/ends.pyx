@@ -13,7 +13,7 @@ from gwcore._speedups.conn cimport (
 )
 from gwcore._speedups.histogram cimport histogram_cell
 from gwcore._speedups.http1 cimport M_HEAD
-from gwcore._speedups.reasons cimport R_CLIENT_CLOSED, R_METHOD_NOT_ALLOWED
+from gwcore._speedups.reasons cimport R_CLIENT_CLOSED
 from gwcore._speedups.shm cimport RouteCell
 from gwcore._speedups.slab cimport slab_give
 from gwcore._speedups.story cimport (

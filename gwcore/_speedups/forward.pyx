@@ -7,14 +7,16 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy
 
 from gwcore._speedups.buffer cimport BUF_HEAD, BUF_SMALL, buf_bytes, buf_take
-from gwcore._speedups.conn cimport Conn, OutList, Worker, out_add, out_copy, out_number, out_reset, peer_text
+from gwcore._speedups.conn cimport OutList, Worker, out_add, out_copy, out_number, peer_text
 from gwcore._speedups.fields cimport (
-    B_TOKEN, BYTE_CLASS, F_ALIAS, F_CONTENT_LENGTH, F_EXPECT, F_FORWARDED, F_HOST, F_PROXY, F_VIA, F_X_FORWARDED_FOR, F_X_FORWARDED_HOST,
-    F_X_FORWARDED_PORT, F_X_FORWARDED_PROTO, F_X_GWCORE, F_X_REAL_IP, F_X_REQUEST_ID, LOWER,
+    B_TOKEN, BYTE_CLASS, F_ALIAS, F_CONTENT_LENGTH, F_EXPECT, F_FORWARDED, F_PROXY, F_VIA, F_X_FORWARDED_FOR,
+    F_X_FORWARDED_HOST, F_X_FORWARDED_PORT, F_X_FORWARDED_PROTO, F_X_GWCORE, F_X_REAL_IP, F_X_REQUEST_ID, LOWER,
 )
 from gwcore._speedups.head cimport Field, Head, field_end
-from gwcore._speedups.http1 cimport BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH
-from gwcore._speedups.plan cimport OP_ADD, OP_REMOVE, OP_SET, VIA_REQUEST, VIA_RESPONSE, Array, HeaderEdit, PlanHead, UpstreamSpec, plan_text, plan_upstream
+from gwcore._speedups.http1 cimport BODY_CHUNKED, BODY_LENGTH
+from gwcore._speedups.plan cimport (
+    OP_ADD, OP_REMOVE, VIA_REQUEST, VIA_RESPONSE, Array, HeaderEdit, PlanHead, UpstreamSpec, plan_text, plan_upstream,
+)
 from gwcore._speedups.reasons cimport R_LOOP
 from gwcore._speedups.story cimport Exchange
 

@@ -2,7 +2,7 @@
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 
-from gwcore._speedups.types cimport Str, size_t, uint32_t, uint64_t
+from gwcore._speedups.types cimport size_t, uint32_t, uint64_t
 from libc.stdint cimport uint8_t
 
 

@@ -2,12 +2,12 @@
 import os
 import resource
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
 from gwcore._speedups.buffer cimport bufs_close, bufs_init
-from gwcore._speedups.conn cimport CONN_UPSTREAM, C_FREE, C_POOLED, Conn, LocalPlan, Worker
+from gwcore._speedups.conn cimport C_POOLED, Conn, LocalPlan, Worker
 from gwcore._speedups.ends cimport client_end
 from gwcore._speedups.attempt cimport pooled_close
 from gwcore._speedups.plan cimport PlanHead, Route, UpstreamSpec, plan_refused, plan_route, plan_text, plan_upstream
@@ -17,9 +17,9 @@ from gwcore._speedups.reactor cimport (
 from gwcore._speedups.regex cimport Regex, regex_compile, regex_free
 from gwcore._speedups.ring cimport ring_close, ring_open, ring_swap_fd
 from gwcore._speedups.shm cimport Segment, segment_lane
-from gwcore._speedups.slab cimport Slab, SlabItem, slab_at, slab_close, slab_init
+from gwcore._speedups.slab cimport Slab, slab_at, slab_close, slab_init
 from gwcore._speedups.story cimport Exchange
-from gwcore._speedups.sys cimport MAP_FAILED, MAP_SHARED, PROT_READ, dup, mmap, munmap
+from gwcore._speedups.sys cimport MAP_FAILED, MAP_SHARED, PROT_READ, mmap, munmap
 from gwcore._speedups.types cimport link_drop, size_t
 from gwcore._speedups.upstream cimport Endpoint, Upstream, upstream_free, upstream_new, upstream_update
 from gwcore.pool cimport CLOSE_DRAIN, pool_open

@@ -6,8 +6,8 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from gwcore._speedups.conn cimport (
-    CONN_CLIENT, CONN_CLOCK, CONN_LISTENER, CONN_UPSTREAM, C_IDLE, Conn, SCRATCH_BYTES, TIMER_CLIENT, TIMER_UPSTREAM, TIMER_WORKER, Worker,
-    conn_arm, conn_move, conn_open, conn_register,
+    CONN_CLIENT, CONN_CLOCK, CONN_LISTENER, C_IDLE, Conn, SCRATCH_BYTES, TIMER_CLIENT, TIMER_UPSTREAM, TIMER_WORKER,
+    Worker, conn_arm, conn_move, conn_open, conn_register,
 )
 from gwcore._speedups.ends cimport client_end, head_refuse
 from gwcore._speedups.exchange cimport client_event, client_timeout, queue_serve, upstream_event, upstream_timeout
@@ -15,10 +15,11 @@ from gwcore._speedups.plan cimport Cidr, PlanHead
 from gwcore._speedups.reasons cimport R_CONNECTION_LIMIT
 from gwcore._speedups.slab cimport slab_at
 from gwcore._speedups.sys cimport (
-    AF_INET, AF_INET6, CLOCK_MONOTONIC, CLOCK_REALTIME, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP,
-    EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, SOCK_CLOEXEC, SOCK_NONBLOCK, TFD_CLOEXEC, TFD_NONBLOCK, TFD_TIMER_ABSTIME, accept4,
-    clock_gettime, close, epoll_create1, epoll_ctl, epoll_event, epoll_wait, errno, itimerspec, ntohs, read, sockaddr, sockaddr_in, sockaddr_in6,
-    sockaddr_storage, socklen_t, timerfd_create, timerfd_settime, timespec,
+    AF_INET, AF_INET6, CLOCK_MONOTONIC, CLOCK_REALTIME, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLIN,
+    EPOLLOUT, EPOLLRDHUP, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, SOCK_CLOEXEC, SOCK_NONBLOCK, TFD_CLOEXEC,
+    TFD_NONBLOCK, TFD_TIMER_ABSTIME, accept4, clock_gettime, close, epoll_create1, epoll_ctl, epoll_event, epoll_wait,
+    errno, itimerspec, ntohs, read, sockaddr, sockaddr_in, sockaddr_in6, sockaddr_storage, socklen_t, timerfd_create,
+    timerfd_settime, timespec,
 )
 from gwcore._speedups.timer cimport Timer, timer_arm, timer_init, wheel_advance, wheel_init, wheel_next_ms, wheel_pop
 from gwcore._speedups.types cimport Link, Node, link_drop, link_empty, link_init, link_push
@@ -205,8 +206,8 @@ cdef bint accept_some(Reactor *r, Listener *l) noexcept nogil:
     cdef sockaddr_storage from_
     cdef socklen_t size
     cdef Conn *c
-    cdef int fd, i
-    for i in range(ACCEPTS):
+    cdef int fd, _i
+    for _i in range(ACCEPTS):
         if w.fds >= w.fd_limit and not shed_idle(w):
             listeners_pause(r, True)
             return False

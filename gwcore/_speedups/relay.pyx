@@ -21,7 +21,6 @@ from gwcore._speedups.reasons cimport (
 )
 from gwcore._speedups.story cimport REQ_DISCARD, REQ_DONE, REQ_STREAM, X_ANSWERING, X_CONNECTING, X_QUEUED, X_SENT, Exchange
 from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK
-from gwcore._speedups.upstream cimport Upstream
 from gwcore.pool cimport CLOSE_ERROR, CLOSE_PEER, CLOSE_STALE, CLOSE_TIMEOUT
 from gwcore._speedups.ends cimport NEVER_MS, answered, client_end, client_left, client_write_ms, exchange_fail, exchange_move
 

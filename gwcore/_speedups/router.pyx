@@ -197,7 +197,7 @@ cdef class RouterProbe:
         """Find n times without Python in between; for the micro benchmark."""
         cdef RouteQuery q
         cdef uint64_t allowed = 0
-        cdef int i
+        cdef int _i
         cdef const PlanHead *p = <const PlanHead *><const char *>self.plan
         q.host, q.host_len = host, len(host)
         q.path, q.path_len = path, len(path)
@@ -206,5 +206,5 @@ cdef class RouterProbe:
         q.head = <const char *>b""
         q.has_field = no_field
         with nogil:
-            for i in range(n):
+            for _i in range(n):
                 router_find(p, NULL, &q, &allowed)

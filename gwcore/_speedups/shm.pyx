@@ -8,7 +8,6 @@ from libc.string cimport memset
 from gwcore._speedups.histogram cimport histogram_edge_us
 from gwcore._speedups.reasons cimport R_COUNT, reason_row
 from gwcore._speedups.sys cimport MAP_FAILED, MAP_NORESERVE, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
-from gwcore._speedups.types cimport size_t
 
 LIMITS = {"route": ROUTE_CELLS, "upstream": UPSTREAM_CELLS, "endpoint": ENDPOINT_CELLS}
 CLOSE_WORDS = ("idle", "max_requests", "max_age", "peer", "error", "stale", "evicted", "drain", "timeout", "aborted")
@@ -107,7 +106,6 @@ cdef class Segment:
     def snapshot(self) -> dict:
         """All figures, added up over the workers."""
         cdef uint32_t w, i
-        cdef Lane *lane
         lanes = range(self.mem.workers)
         workers = [worker_figures(self, w) for w in lanes]
         words = {}

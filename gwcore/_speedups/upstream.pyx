@@ -3,18 +3,18 @@
 round_robin: smooth weighted (as known from nginx). least_request: power of two choices (Mitzenmacher) on in-flight / weight. ewma: the
 same on in-flight x latency. hash: weighted rendezvous hashing with bounded load (Mirrokni, Thorup, Zadimoghaddam). Candidates have a
 free place in their pool; nobody waits holding one."""
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
-from gwcore._speedups.conn cimport Conn, Worker, random_next
+from gwcore._speedups.conn cimport Worker, random_next
 from gwcore._speedups.plan cimport (
     BALANCE_EWMA, BALANCE_HASH, BALANCE_RANDOM, BALANCE_ROUND_ROBIN, EndpointSpec, PlanHead, UpstreamSpec, hash_bytes, plan_endpoint, plan_text,
 )
 from gwcore._speedups.shm cimport gw_atomic_load
 from gwcore._speedups.sys cimport AF_UNIX
 from gwcore._speedups.types cimport link_init
-from gwcore.pool cimport PoolCore, pool_init, pool_open, waiters_init
+from gwcore.pool cimport pool_init, pool_open, waiters_init
 
 
 cdef bint endpoint_has_room(const Endpoint *e) noexcept nogil:

@@ -1,4 +1,5 @@
 """The admin server: starlette on uvicorn, in the supervisor's loop. uvicorn takes no signals and writes no log."""
+
 from __future__ import annotations
 
 import contextlib
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        yield                                    # they are the supervisor's
+        yield  # they are the supervisor's
 
 
 def build_app(s: Supervisor) -> Starlette:
@@ -35,6 +36,7 @@ def build_app(s: Supervisor) -> Starlette:
             if token and not hmac.compare_digest(request.headers.get("authorization", "").encode(), f"Bearer {token}".encode()):
                 return PlainTextResponse("send the admin token: Authorization: Bearer …\n", 401, {"WWW-Authenticate": "Bearer"})
             return await handler(request)
+
         return check
 
     async def metrics(_: Request) -> Response:
@@ -52,13 +54,20 @@ def build_app(s: Supervisor) -> Starlette:
         return PlainTextResponse("draining\n" if s.stopping else "starting\n", 503)
 
     async def reload(request: Request) -> Response:
-        if request.headers.get("origin"):        # a page in the operator's browser has no business here
+        if request.headers.get("origin"):  # a page in the operator's browser has no business here
             return PlainTextResponse("cross-origin requests are refused\n", 403)
         result = await s.reload()
         return JSONResponse(result, 200 if result["ok"] else 422)
 
-    return Starlette(routes=[Route("/metrics", guarded(metrics)), Route("/status", guarded(status)), Route("/healthz", healthz),
-                             Route("/readyz", readyz), Route("/reload", guarded(reload), methods=["POST"])])
+    return Starlette(
+        routes=[
+            Route("/metrics", guarded(metrics)),
+            Route("/status", guarded(status)),
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+            Route("/reload", guarded(reload), methods=["POST"]),
+        ]
+    )
 
 
 def bind(address: str) -> socket.socket:
@@ -67,6 +76,7 @@ def bind(address: str) -> socket.socket:
         s = socket.socket(socket.AF_UNIX)
         with contextlib.suppress(FileNotFoundError):
             import os
+
             os.unlink(host)
         s.bind(host)
     else:
@@ -81,7 +91,9 @@ def bind(address: str) -> socket.socket:
 async def serve(supervisor: Supervisor) -> None:
     """Serve until cancelled. OSError when the address cannot be had."""
     sock = bind(supervisor.config.admin.address)
-    config = uvicorn.Config(build_app(supervisor), log_config=None, access_log=False, lifespan="off", server_header=False, timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        build_app(supervisor), log_config=None, access_log=False, lifespan="off", server_header=False, timeout_graceful_shutdown=1
+    )
     try:
         await _Server(config).serve(sockets=[sock])
     finally:

@@ -1,4 +1,5 @@
 """/status: what runs, and how it fares, as plain data."""
+
 from __future__ import annotations
 
 import os
@@ -18,9 +19,30 @@ def build(s: Supervisor) -> dict[str, Any]:
         used = upstream["opens"] + upstream["reuses"]
         upstream["reuse_ratio"] = round(upstream["reuses"] / used, 4) if used else 0.0
         upstream["requests_per_connection"] = round(used / upstream["opens"], 2) if upstream["opens"] else 0.0
-    workers = [{"number": slot.number, "pid": slot.pid, "plan": slot.version, "restarts": slot.restarts, "up": bool(slot.listening and slot.channel), **figures}
-               for slot, figures in zip(s.slots, snapshot["workers"], strict=True)]
-    return {"version": gwcore.__version__, "pid": os.getpid(), "uptime_s": round(time.time() - s.started, 1), "ready": s.ready, "draining": s.stopping,
-            "config": s.config_path, "plan": s.version, "listeners": [x.address for x in s.config.listeners],
-            "warnings": [str(w) for w in s.loaded.warnings], "last_reload": s.last_reload, "workers": workers, "reasons": snapshot["reasons"],
-            "routes": snapshot["routes"], "upstreams": snapshot["upstreams"]}
+    workers = [
+        {
+            "number": slot.number,
+            "pid": slot.pid,
+            "plan": slot.version,
+            "restarts": slot.restarts,
+            "up": bool(slot.listening and slot.channel),
+            **figures,
+        }
+        for slot, figures in zip(s.slots, snapshot["workers"], strict=True)
+    ]
+    return {
+        "version": gwcore.__version__,
+        "pid": os.getpid(),
+        "uptime_s": round(time.time() - s.started, 1),
+        "ready": s.ready,
+        "draining": s.stopping,
+        "config": s.config_path,
+        "plan": s.version,
+        "listeners": [x.address for x in s.config.listeners],
+        "warnings": [str(w) for w in s.loaded.warnings],
+        "last_reload": s.last_reload,
+        "workers": workers,
+        "reasons": snapshot["reasons"],
+        "routes": snapshot["routes"],
+        "upstreams": snapshot["upstreams"],
+    }

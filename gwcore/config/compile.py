@@ -1,4 +1,5 @@
 """Models to the plan: one relocatable blob that every worker maps. Where the time goes that requests then do not spend."""
+
 from __future__ import annotations
 
 import hashlib
@@ -10,11 +11,57 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gwcore._speedups.plan import PlanBuilder, host_hash, key_hash
-from gwcore.config.schema import Config, Route, split_address
+from gwcore.config.schema import Config, Route, Target, split_address
 
-LLHTTP_METHODS = ("DELETE GET HEAD POST PUT CONNECT OPTIONS TRACE COPY LOCK MKCOL MOVE PROPFIND PROPPATCH SEARCH UNLOCK BIND REBIND UNBIND ACL "
-                  "REPORT MKACTIVITY CHECKOUT MERGE M-SEARCH NOTIFY SUBSCRIBE UNSUBSCRIBE PATCH PURGE MKCALENDAR LINK UNLINK SOURCE PRI DESCRIBE "
-                  "ANNOUNCE SETUP PLAY PAUSE TEARDOWN GET_PARAMETER SET_PARAMETER REDIRECT RECORD FLUSH QUERY").split()
+LLHTTP_METHODS = [
+    "DELETE",
+    "GET",
+    "HEAD",
+    "POST",
+    "PUT",
+    "CONNECT",
+    "OPTIONS",
+    "TRACE",
+    "COPY",
+    "LOCK",
+    "MKCOL",
+    "MOVE",
+    "PROPFIND",
+    "PROPPATCH",
+    "SEARCH",
+    "UNLOCK",
+    "BIND",
+    "REBIND",
+    "UNBIND",
+    "ACL",
+    "REPORT",
+    "MKACTIVITY",
+    "CHECKOUT",
+    "MERGE",
+    "M-SEARCH",
+    "NOTIFY",
+    "SUBSCRIBE",
+    "UNSUBSCRIBE",
+    "PATCH",
+    "PURGE",
+    "MKCALENDAR",
+    "LINK",
+    "UNLINK",
+    "SOURCE",
+    "PRI",
+    "DESCRIBE",
+    "ANNOUNCE",
+    "SETUP",
+    "PLAY",
+    "PAUSE",
+    "TEARDOWN",
+    "GET_PARAMETER",
+    "SET_PARAMETER",
+    "REDIRECT",
+    "RECORD",
+    "FLUSH",
+    "QUERY",
+]
 METHOD_BIT = {name: 1 << i for i, name in enumerate(LLHTTP_METHODS)}
 EXACT, PREFIX, REGEX = 0, 1, 2
 NO_STR = {"off": 0, "len": 0}
@@ -22,10 +69,29 @@ NO_ARRAY = {"off": 0, "n": 0}
 BALANCE = {"round_robin": 0, "least_request": 1, "ewma": 2, "hash": 3, "random": 4}
 HASH_BY = {"client": 0, "header": 1, "cookie": 2}
 VIA = {"off": 0, "request": 1, "response": 2, "both": 3}
-PHRASES = {200: "OK", 201: "Created", 202: "Accepted", 204: "No Content", 301: "Moved Permanently", 302: "Found", 303: "See Other",
-           304: "Not Modified", 307: "Temporary Redirect", 308: "Permanent Redirect", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden",
-           404: "Not Found", 405: "Method Not Allowed", 410: "Gone", 429: "Too Many Requests", 500: "Internal Server Error",
-           502: "Bad Gateway", 503: "Service Unavailable", 504: "Gateway Timeout"}
+PHRASES = {
+    200: "OK",
+    201: "Created",
+    202: "Accepted",
+    204: "No Content",
+    301: "Moved Permanently",
+    302: "Found",
+    303: "See Other",
+    304: "Not Modified",
+    307: "Temporary Redirect",
+    308: "Permanent Redirect",
+    400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    410: "Gone",
+    429: "Too Many Requests",
+    500: "Internal Server Error",
+    502: "Bad Gateway",
+    503: "Service Unavailable",
+    504: "Gateway Timeout",
+}
 
 
 class Slots(Protocol):
@@ -91,7 +157,9 @@ def _sockaddr(address: str) -> tuple[bytes, bytes]:
     if family == socket.AF_INET:
         return struct.pack("=H", family) + struct.pack("!H", port) + socket.inet_aton(str(where[0])) + bytes(8), b""
     scope = where[3] if len(where) == 4 else 0
-    return struct.pack("=H", family) + struct.pack("!HI", port, 0) + socket.inet_pton(family, str(where[0])) + struct.pack("=I", int(scope)), b""
+    return struct.pack("=H", family) + struct.pack("!HI", port, 0) + socket.inet_pton(family, str(where[0])) + struct.pack(
+        "=I", int(scope)
+    ), b""
 
 
 class _Compiler:
@@ -104,9 +172,18 @@ class _Compiler:
         return self.b.text(value.encode("latin-1" if value.isascii() else "utf-8") if isinstance(value, str) else value)
 
     def edits(self, edits: Any) -> Any:
-        rows = [(n, "", 0) for n in edits.remove] + [(n, v, 1) for n, v in edits.set.items()] + [(n, v, 2) for n, v in edits.add.items()]
-        return self.b.array("edit", [
-            {"name": self.text(n.lower()), "line": self.b.text(f"{n}: {v}\r\n".encode("latin-1")) if op else NO_STR, "op": op} for n, v, op in rows])
+        rows = (
+            [(n, "", 0) for n in edits.remove]
+            + [(n, v, 1) for n, v in edits.set.items()]
+            + [(n, v, 2) for n, v in edits.add.items()]
+        )
+        return self.b.array(
+            "edit",
+            [
+                {"name": self.text(n.lower()), "line": self.b.text(f"{n}: {v}\r\n".encode("latin-1")) if op else NO_STR, "op": op}
+                for n, v, op in rows
+            ],
+        )
 
     def upstreams(self) -> Any:
         rows = []
@@ -115,17 +192,41 @@ class _Compiler:
             endpoints = []
             for e in u.endpoints:
                 raw, path = _sockaddr(e.address)
-                endpoints.append({"name": self.text(e.address), "sockaddr_bytes": raw, "path": self.text(path), "sockaddr_len": len(raw),
-                                  "weight": e.weight, "slot": self.slots.slot("endpoint", f"{name}|{e.address}")})
-            rows.append({
-                "name": self.text(name), "endpoints": self.b.array("endpoint", endpoints),
-                "host": NO_STR if u.host == "preserve" else self.text(u.host), "hash_name": self.text(u.hash.name.lower() if u.hash.by == "header" else u.hash.name),
-                "slot": self.slots.slot("upstream", name), "balance": BALANCE[u.balance], "hash_by": HASH_BY[u.hash.by],
-                "hash_bound_pct": int(u.hash.bound * 100), "max_connections": u.pool.max_connections, "max_idle": u.pool.max_idle,
-                "max_requests": u.pool.max_requests, "idle_ms": _ms(u.pool.idle_timeout), "max_age_ms": _ms(u.pool.max_age),
-                "queue_size": -(-u.pool.queue.size // workers), "queue_ms": _ms(u.pool.queue.timeout), "connect_ms": _ms(u.timeouts.connect),
-                "write_ms": _ms(u.timeouts.write), "response_ms": _ms(u.timeouts.response), "body_idle_ms": _ms(u.timeouts.idle),
-                "stale_retry": int("stale" in u.retry.on), "connect_retries": u.retry.attempts if "connect" in u.retry.on else 0})
+                endpoints.append(
+                    {
+                        "name": self.text(e.address),
+                        "sockaddr_bytes": raw,
+                        "path": self.text(path),
+                        "sockaddr_len": len(raw),
+                        "weight": e.weight,
+                        "slot": self.slots.slot("endpoint", f"{name}|{e.address}"),
+                    }
+                )
+            rows.append(
+                {
+                    "name": self.text(name),
+                    "endpoints": self.b.array("endpoint", endpoints),
+                    "host": NO_STR if u.host == "preserve" else self.text(u.host),
+                    "hash_name": self.text(u.hash.name.lower() if u.hash.by == "header" else u.hash.name),
+                    "slot": self.slots.slot("upstream", name),
+                    "balance": BALANCE[u.balance],
+                    "hash_by": HASH_BY[u.hash.by],
+                    "hash_bound_pct": int(u.hash.bound * 100),
+                    "max_connections": u.pool.max_connections,
+                    "max_idle": u.pool.max_idle,
+                    "max_requests": u.pool.max_requests,
+                    "idle_ms": _ms(u.pool.idle_timeout),
+                    "max_age_ms": _ms(u.pool.max_age),
+                    "queue_size": -(-u.pool.queue.size // workers),
+                    "queue_ms": _ms(u.pool.queue.timeout),
+                    "connect_ms": _ms(u.timeouts.connect),
+                    "write_ms": _ms(u.timeouts.write),
+                    "response_ms": _ms(u.timeouts.response),
+                    "body_idle_ms": _ms(u.timeouts.idle),
+                    "stale_retry": int("stale" in u.retry.on),
+                    "connect_retries": u.retry.attempts if "connect" in u.retry.on else 0,
+                }
+            )
         return self.b.array("upstream", rows)
 
     def respond_head(self, r: Route) -> tuple[bytes, bytes]:
@@ -144,7 +245,7 @@ class _Compiler:
 
     def route(self, r: Route, nexts: int, regex: int) -> dict[str, Any]:
         c, m = self.config, r.match
-        targets = r.targets or ([] if r.upstream is None else [_Target(r.upstream)])
+        targets = r.targets or ([] if r.upstream is None else [Target(upstream=r.upstream)])
         up = c.upstreams[targets[0].upstream] if targets else None
         head, body = self.respond_head(r) if r.respond else (b"", b"")
         path = (m.path if m.path is not None else m.regex if m.regex is not None else (m.prefix or "/").rstrip("/")) or ""
@@ -156,30 +257,56 @@ class _Compiler:
             return _ms(usual if own is None else own)
 
         return {
-            "name": self.text(r.name), "path": self.text(path), "methods": sum(METHOD_BIT[x] for x in set(m.methods)),
-            "conds": self.b.array("cond", [{"name": self.text(n), "value": NO_STR if v == "*" else self.text(v), "kind": k, "any_value": int(v == "*")}
-                                           for k, n, v in conds]),
-            "targets": self.b.array("target", [{"upstream": self.upstream_index[t.upstream], "weight": t.weight} for t in targets]),
-            "request_edits": self.edits(r.request_headers), "response_edits": self.edits(r.response_headers),
-            "head": self.text(head), "body": self.text(body), "replace": self.text(r.rewrite.replace_prefix),
-            "strip": len(strip), "slot": self.slots.slot("route", r.name), "next": nexts,
-            "regex": regex, "weight_sum": sum(t.weight for t in targets), "status": r.respond.status if r.respond else 0,
-            "rewrites": int(bool(r.rewrite.strip_prefix or r.rewrite.replace_prefix)), "kind": 1 if r.respond else 0,
-            "match": EXACT if m.path is not None else REGEX if m.regex is not None else PREFIX, "trailers": 0, "tier": int(r.tier[1]),
-            "host_kind": 0, "body_idle_ms": pick(r.timeouts.body_idle, c.timeouts.body_idle),
+            "name": self.text(r.name),
+            "path": self.text(path),
+            "methods": sum(METHOD_BIT[x] for x in set(m.methods)),
+            "conds": self.b.array(
+                "cond",
+                [
+                    {"name": self.text(n), "value": NO_STR if v == "*" else self.text(v), "kind": k, "any_value": int(v == "*")}
+                    for k, n, v in conds
+                ],
+            ),
+            "targets": self.b.array(
+                "target", [{"upstream": self.upstream_index[t.upstream], "weight": t.weight} for t in targets]
+            ),
+            "request_edits": self.edits(r.request_headers),
+            "response_edits": self.edits(r.response_headers),
+            "head": self.text(head),
+            "body": self.text(body),
+            "replace": self.text(r.rewrite.replace_prefix),
+            "strip": len(strip),
+            "slot": self.slots.slot("route", r.name),
+            "next": nexts,
+            "regex": regex,
+            "weight_sum": sum(t.weight for t in targets),
+            "status": r.respond.status if r.respond else 0,
+            "rewrites": int(bool(r.rewrite.strip_prefix or r.rewrite.replace_prefix)),
+            "kind": 1 if r.respond else 0,
+            "match": EXACT if m.path is not None else REGEX if m.regex is not None else PREFIX,
+            "trailers": 0,
+            "tier": int(r.tier[1]),
+            "host_kind": 0,
+            "body_idle_ms": pick(r.timeouts.body_idle, c.timeouts.body_idle),
             "client_write_ms": pick(r.timeouts.client_write, c.timeouts.client_write),
-            "response_ms": pick(r.timeouts.response, up.timeouts.response if up else 0), "idle_ms": pick(r.timeouts.idle, up.timeouts.idle if up else 0),
+            "response_ms": pick(r.timeouts.response, up.timeouts.response if up else 0),
+            "idle_ms": pick(r.timeouts.idle, up.timeouts.idle if up else 0),
             "body_min_rate": c.limits.body_min_rate if r.limits.body_min_rate is None else r.limits.body_min_rate,
-            "buffer_high": c.buffers.high, "buffer_low": c.buffers.low, "replay_bytes": c.buffers.replay,
-            "body_bytes": c.limits.body_bytes if r.limits.body_bytes is None else r.limits.body_bytes}
+            "buffer_high": c.buffers.high,
+            "buffer_low": c.buffers.low,
+            "replay_bytes": c.buffers.replay,
+            "body_bytes": c.limits.body_bytes if r.limits.body_bytes is None else r.limits.body_bytes,
+        }
 
     def routing(self) -> dict[str, Any]:
         """Routes, and the tables by which the router finds them."""
         hosts: dict[str, int] = {}
         for r in self.config.routes:
-            for h in r.match.host:
-                hosts.setdefault(h, len(hosts) + 1)
-        infos = [{"regexes": NO_ARRAY, "has_exact": 0, "depth": 0, "has_prefix": 0, "unused": 0} for _ in range(len(hosts) + 1)]
+            for name in r.match.host:
+                hosts.setdefault(name, len(hosts) + 1)
+        infos: list[dict[str, Any]] = [
+            {"regexes": NO_ARRAY, "has_exact": 0, "depth": 0, "has_prefix": 0, "unused": 0} for _ in range(len(hosts) + 1)
+        ]
         regex_lists: list[list[int]] = [[] for _ in infos]
         rows: list[dict[str, Any]] = []
         regexes: list[int] = []
@@ -188,7 +315,7 @@ class _Compiler:
             m = r.match
             regex = 0
             for n, host in enumerate(m.host or [""]):
-                i = len(rows)                       # one row per host: chains are per host
+                i = len(rows)  # one row per host: chains are per host
                 if m.regex is not None and n == 0:
                     regexes.append(i)
                     regex = len(regexes)
@@ -202,25 +329,39 @@ class _Compiler:
                 else:
                     prefix = (m.prefix or "/").rstrip("/")
                     infos[h]["has_prefix"] = 1
-                    infos[h]["depth"] = max(infos[h]["depth"], prefix.count("/"))      # type: ignore[call-overload]
+                    infos[h]["depth"] = max(infos[h]["depth"], prefix.count("/"))
                     chains.setdefault((h, PREFIX, prefix), []).append(i)
         for chain in chains.values():
             for a, b in zip(chain, chain[1:], strict=False):
                 rows[a]["next"] = b + 1
         for info, ids in zip(infos, regex_lists, strict=True):
             info["regexes"] = self.b.array("u32", ids)
-        keys = [{"hash": key_hash(path.encode(), h, kind), "host": h, "kind": kind, "path": self.text(path), "route": chain[0] + 1}
-                for (h, kind, path), chain in chains.items()]
+        keys = [
+            {"hash": key_hash(path.encode(), h, kind), "host": h, "kind": kind, "path": self.text(path), "route": chain[0] + 1}
+            for (h, kind, path), chain in chains.items()
+        ]
         host_rows = []
-        for h, i in hosts.items():
-            name = (h[1:] if h.startswith("*.") else h).encode()
-            host_rows.append({"hash": host_hash(name, h.startswith("*.")), "name": self.text(name), "id": i, "wildcard": int(h.startswith("*."))})
+        for host, i in hosts.items():
+            wildcard = host.startswith("*.")
+            name_bytes = (host[1:] if wildcard else host).encode()
+            host_rows.append(
+                {
+                    "hash": host_hash(name_bytes, wildcard),
+                    "name": self.text(name_bytes),
+                    "id": i,
+                    "wildcard": int(wildcard),
+                }
+            )
         empty_key = {"hash": 0, "host": 0, "kind": 0, "path": NO_STR, "route": 0}
         empty_host = {"hash": 0, "name": NO_STR, "id": 0, "wildcard": 0}
-        return {"routes": self.b.array("route", rows), "keys": self.b.array("key", _open_table(keys, empty_key)),
-                "hosts": self.b.array("host", _open_table(host_rows, empty_host)) if host_rows else NO_ARRAY,
-                "host_infos": self.b.array("host_info", infos), "regexes": self.b.array("u32", regexes),
-                "has_wildcards": int(any(h.startswith("*.") for h in hosts))}
+        return {
+            "routes": self.b.array("route", rows),
+            "keys": self.b.array("key", _open_table(keys, empty_key)),
+            "hosts": self.b.array("host", _open_table(host_rows, empty_host)) if host_rows else NO_ARRAY,
+            "host_infos": self.b.array("host_info", infos),
+            "regexes": self.b.array("u32", regexes),
+            "has_wildcards": int(any(h.startswith("*.") for h in hosts)),
+        }
 
     def trusted(self) -> Any:
         rows = []
@@ -236,24 +377,43 @@ class _Compiler:
         workers = worker_count(c)
         total = memory_limit() // 4 // workers if c.buffers.total == "auto" else int(c.buffers.total)
         id_header = "" if c.request_id.header == "off" else c.request_id.header
-        return self.b.finish({
-            "version": 0, "upstreams": self.upstreams(), **self.routing(), "trusted": self.trusted(),
-            "via_line": self.text(f"Via: 1.1 {self.via}\r\n"), "via_name": self.text(self.via), "id_header": self.text(id_header.lower()),
-            "id_line": self.text(f"{id_header}: ") if id_header else NO_STR, "server_line": self.text("Server: gwcore\r\n"), "via": VIA[c.via.on],
-            "header_ms": _ms(t.header), "keepalive_ms": _ms(t.keepalive), "linger_ms": _ms(t.linger), "linger_bytes": 256 << 10,
-            "drain_ms": _ms(t.drain), "url_bytes": lim.url_bytes, "head_bytes": lim.header_bytes,
-            "fields": lim.header_count, "trailer_bytes": lim.trailer_bytes, "chunk_ext_bytes": lim.chunk_ext_bytes,
-            "response_head_bytes": lim.response_header_bytes, "response_fields": lim.response_header_count,
-            "connections": 0 if lim.connections == "auto" else int(lim.connections),
-            "requests_per_connection": lim.requests_per_connection, "connection_age_ms": _ms(lim.connection_age),
-            "underscore_drop": int(c.headers.underscore == "drop"), "body_rate_grace_ms": 10_000, "workers": workers,
-            "log_block": int(c.access_log.full == "block"), "log_buffer": c.access_log.buffer, "log_flush_ms": max(1, _ms(c.access_log.flush)),
-            "client_write_ms": _ms(t.client_write), "buffers_total": total})
-
-
-class _Target:
-    def __init__(self, upstream: str):
-        self.upstream, self.weight = upstream, 1
+        return self.b.finish(
+            {
+                "version": 0,
+                "upstreams": self.upstreams(),
+                **self.routing(),
+                "trusted": self.trusted(),
+                "via_line": self.text(f"Via: 1.1 {self.via}\r\n"),
+                "via_name": self.text(self.via),
+                "id_header": self.text(id_header.lower()),
+                "id_line": self.text(f"{id_header}: ") if id_header else NO_STR,
+                "server_line": self.text("Server: gwcore\r\n"),
+                "via": VIA[c.via.on],
+                "header_ms": _ms(t.header),
+                "keepalive_ms": _ms(t.keepalive),
+                "linger_ms": _ms(t.linger),
+                "linger_bytes": 256 << 10,
+                "drain_ms": _ms(t.drain),
+                "url_bytes": lim.url_bytes,
+                "head_bytes": lim.header_bytes,
+                "fields": lim.header_count,
+                "trailer_bytes": lim.trailer_bytes,
+                "chunk_ext_bytes": lim.chunk_ext_bytes,
+                "response_head_bytes": lim.response_header_bytes,
+                "response_fields": lim.response_header_count,
+                "connections": 0 if lim.connections == "auto" else int(lim.connections),
+                "requests_per_connection": lim.requests_per_connection,
+                "connection_age_ms": _ms(lim.connection_age),
+                "underscore_drop": int(c.headers.underscore == "drop"),
+                "body_rate_grace_ms": 10_000,
+                "workers": workers,
+                "log_block": int(c.access_log.full == "block"),
+                "log_buffer": c.access_log.buffer,
+                "log_flush_ms": max(1, _ms(c.access_log.flush)),
+                "client_write_ms": _ms(t.client_write),
+                "buffers_total": total,
+            }
+        )
 
 
 def _open_table(rows: list[dict[str, Any]], empty: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,4 +1,5 @@
 """YAML to models. Every error at once, each with file, line, column, path, and what to do about it."""
+
 from __future__ import annotations
 
 import difflib
@@ -94,7 +95,9 @@ class _Reader:
             if m[1] in os.environ:
                 return os.environ[m[1]]
             if m[2] is None:
-                self.error(place, path, f"the environment variable {m[1]} is not set; set it, or give a default: ${{{m[1]}:-default}}")
+                self.error(
+                    place, path, f"the environment variable {m[1]} is not set; set it, or give a default: ${{{m[1]}:-default}}"
+                )
                 return ""
             return m[2]
 
@@ -137,9 +140,7 @@ def _clean(loc: tuple[Any, ...], data: Any) -> tuple[Any, ...]:
     """A pydantic location without the names of union branches: only what can be followed in the data."""
     out: list[Any] = []
     for p in loc:
-        if isinstance(data, dict) and p in data:
-            data = data[p]
-        elif isinstance(data, list) and isinstance(p, int) and p < len(data):
+        if isinstance(data, dict) and p in data or isinstance(data, list) and isinstance(p, int) and p < len(data):
             data = data[p]
         else:
             if p == loc[-1] and isinstance(data, dict):
@@ -152,7 +153,9 @@ def _clean(loc: tuple[Any, ...], data: Any) -> tuple[Any, ...]:
 def _message(e: Any, path: tuple[Any, ...]) -> str:
     kind, ctx = e["type"], e.get("ctx", {})
     if kind == "extra_forbidden":
-        close = difflib.get_close_matches(str(path[-1]), _known_keys(tuple(p for p in path[:-1] if not isinstance(p, int))), 1, 0.6)
+        close = difflib.get_close_matches(
+            str(path[-1]), _known_keys(tuple(p for p in path[:-1] if not isinstance(p, int))), 1, 0.6
+        )
         known = _known_keys(tuple(p for p in path[:-1] if not isinstance(p, int)))
         return "unknown key" + (f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}" if known else "")
     if kind == "missing":
@@ -177,26 +180,38 @@ def _cross_checks(config: Config, reader: _Reader) -> list[ConfigError]:
     addresses: dict[str, int] = {}
     for i, listener in enumerate(config.listeners):
         if listener.address in addresses:
-            reader.error(place("listeners", i, "address"), ("listeners", i, "address"),
-                         f"{listener.address} is used by listeners[{addresses[listener.address]}] already")
+            reader.error(
+                place("listeners", i, "address"),
+                ("listeners", i, "address"),
+                f"{listener.address} is used by listeners[{addresses[listener.address]}] already",
+            )
         addresses.setdefault(listener.address, i)
     names: dict[str, int] = {}
     keys: dict[Any, str] = {}
     for i, route in enumerate(config.routes):
         route.name = route.name or f"route-{i + 1}"
         if route.name in names:
-            reader.error(place("routes", i, "name"), ("routes", i, "name"), f"the name {route.name} is used by routes[{names[route.name]}] already")
+            reader.error(
+                place("routes", i, "name"),
+                ("routes", i, "name"),
+                f"the name {route.name} is used by routes[{names[route.name]}] already",
+            )
         names.setdefault(route.name, i)
-        wanted = [(("routes", i, "upstream"), route.upstream)] if route.upstream else []
+        wanted: list[tuple[tuple[Any, ...], str]] = [(("routes", i, "upstream"), route.upstream)] if route.upstream else []
         wanted += [(("routes", i, "targets", k, "upstream"), t.upstream) for k, t in enumerate(route.targets)]
         for path, name in wanted:
             if name not in config.upstreams:
                 close = difflib.get_close_matches(name, config.upstreams, 1, 0.6)
-                reader.error(place(*path), path, f"there is no upstream {name}" + (f"; did you mean {close[0]}?" if close else "; add it under upstreams"))
+                reader.error(
+                    place(*path),
+                    path,
+                    f"there is no upstream {name}" + (f"; did you mean {close[0]}?" if close else "; add it under upstreams"),
+                )
         m = route.match
         if m.regex is not None:
             try:
                 from gwcore._speedups.regex import check
+
                 why = check(m.regex)
             except ImportError:
                 why = None
@@ -204,18 +219,47 @@ def _cross_checks(config: Config, reader: _Reader) -> list[ConfigError]:
                 reader.error(place("routes", i, "match", "regex"), ("routes", i, "match", "regex"), f"does not compile: {why}")
         prefix = None if m.path is not None or m.regex is not None else (m.prefix or "/").rstrip("/")
         for host in m.host or [""]:
-            key = (host, m.path, prefix, m.regex, tuple(sorted(m.methods)), tuple(sorted(m.headers.items())), tuple(sorted(m.query.items())))
+            key = (
+                host,
+                m.path,
+                prefix,
+                m.regex,
+                tuple(sorted(m.methods)),
+                tuple(sorted(m.headers.items())),
+                tuple(sorted(m.query.items())),
+            )
             weaker = (host, m.path, prefix, m.regex, (), (), ())
             before = keys.get(key) or keys.get(weaker)
             if before:
-                warnings.append(ConfigError(reader.name, *place("routes", i), f"routes[{i}]", f"{route.name} can never win: {before} stands before it and takes all that it matches"))
+                warnings.append(
+                    ConfigError(
+                        reader.name,
+                        *place("routes", i),
+                        f"routes[{i}]",
+                        f"{route.name} can never win: {before} stands before it and takes all that it matches",
+                    )
+                )
             keys.setdefault(key, route.name)
     for name, upstream in config.upstreams.items():
         for field in ("breaker", "health", "outlier", "concurrency"):
             if getattr(upstream, field) not in (None, "off", False):
-                warnings.append(ConfigError(reader.name, *place("upstreams", name, field), f"upstreams.{name}.{field}", "accepted, not in effect in this version"))
+                warnings.append(
+                    ConfigError(
+                        reader.name,
+                        *place("upstreams", name, field),
+                        f"upstreams.{name}.{field}",
+                        "accepted, not in effect in this version",
+                    )
+                )
         if upstream.pool.granularity == "template":
-            warnings.append(ConfigError(reader.name, *place("upstreams", name, "pool", "granularity"), f"upstreams.{name}.pool.granularity", "accepted, not in effect in this version"))
+            warnings.append(
+                ConfigError(
+                    reader.name,
+                    *place("upstreams", name, "pool", "granularity"),
+                    f"upstreams.{name}.pool.granularity",
+                    "accepted, not in effect in this version",
+                )
+            )
     return warnings
 
 
@@ -226,7 +270,9 @@ def load_text(text: str, name: str = "<config>") -> Loaded:
         node = yaml.compose(text, Loader=Loader)
     except yaml.MarkedYAMLError as why:
         mark = why.problem_mark or why.context_mark
-        raise ConfigErrors([ConfigError(name, mark.line + 1 if mark else 1, mark.column + 1 if mark else 1, "", f"not YAML: {why.problem}")]) from None
+        raise ConfigErrors(
+            [ConfigError(name, mark.line + 1 if mark else 1, mark.column + 1 if mark else 1, "", f"not YAML: {why.problem}")]
+        ) from None
     except yaml.YAMLError as why:
         raise ConfigErrors([ConfigError(name, 1, 1, "", f"not YAML: {why}")]) from None
     if node is None:

@@ -1,5 +1,6 @@
 """The configuration as models. Every key, every default and every description stands here once; docs/configuration.md and the JSON
 Schema are generated from it. Durations are seconds, sizes bytes."""
+
 from __future__ import annotations
 
 import ipaddress
@@ -10,8 +11,42 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from gwcore.config.units import Duration, Rate, Size
 
-METHODS = ("GET HEAD POST PUT DELETE PATCH OPTIONS CONNECT TRACE COPY LOCK MKCOL MOVE PROPFIND PROPPATCH SEARCH UNLOCK BIND REBIND UNBIND ACL "
-           "REPORT MKACTIVITY CHECKOUT MERGE M-SEARCH NOTIFY SUBSCRIBE UNSUBSCRIBE PURGE MKCALENDAR LINK UNLINK QUERY").split()
+METHODS = [
+    "GET",
+    "HEAD",
+    "POST",
+    "PUT",
+    "DELETE",
+    "PATCH",
+    "OPTIONS",
+    "CONNECT",
+    "TRACE",
+    "COPY",
+    "LOCK",
+    "MKCOL",
+    "MOVE",
+    "PROPFIND",
+    "PROPPATCH",
+    "SEARCH",
+    "UNLOCK",
+    "BIND",
+    "REBIND",
+    "UNBIND",
+    "ACL",
+    "REPORT",
+    "MKACTIVITY",
+    "CHECKOUT",
+    "MERGE",
+    "M-SEARCH",
+    "NOTIFY",
+    "SUBSCRIBE",
+    "UNSUBSCRIBE",
+    "PURGE",
+    "MKCALENDAR",
+    "LINK",
+    "UNLINK",
+    "QUERY",
+]
 TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 FRAMING = {"content-length", "transfer-encoding", "connection", "keep-alive", "te", "trailer", "upgrade", "proxy-connection"}
 
@@ -130,7 +165,9 @@ class Retry(Model):
 
 
 class Upstream(Model):
-    endpoints: list[Annotated[Endpoint, BeforeValidator(_endpoint, json_schema_input_type=str | Endpoint)]] = Field(min_length=1, max_length=1024)
+    endpoints: list[Annotated[Endpoint, BeforeValidator(_endpoint, json_schema_input_type=str | Endpoint)]] = Field(
+        min_length=1, max_length=1024
+    )
     """Addresses, or `{address, weight}`."""
     balance: Literal["round_robin", "least_request", "ewma", "hash", "random"] = "least_request"
     """How an endpoint is chosen; least_request and ewma compare two drawn at random."""
@@ -342,7 +379,9 @@ class Route(Model):
         if self.rewrite.strip_prefix:
             prefix = self.match.prefix or self.match.path
             if not prefix or not (prefix.rstrip("/") + "/").startswith(self.rewrite.strip_prefix.rstrip("/") + "/"):
-                raise ValueError(f"rewrite.strip_prefix {self.rewrite.strip_prefix} is not the beginning of the route's prefix or path")
+                raise ValueError(
+                    f"rewrite.strip_prefix {self.rewrite.strip_prefix} is not the beginning of the route's prefix or path"
+                )
         elif self.rewrite.replace_prefix and self.match.prefix is None and self.match.path is None:
             raise ValueError("rewrite.replace_prefix needs a prefix or path to replace")
         return self
@@ -363,7 +402,9 @@ class Admin(Model):
             except ValueError:
                 loopback = host == "localhost"
             if not loopback:
-                raise ValueError(f"admin on {self.address} is reachable from other machines: set admin.token, or listen on 127.0.0.1")
+                raise ValueError(
+                    f"admin on {self.address} is reachable from other machines: set admin.token, or listen on 127.0.0.1"
+                )
         return self
 
 

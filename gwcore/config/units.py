@@ -1,4 +1,5 @@
 """Durations and sizes as people write them: `250ms`, `5s`, `1m`, `1h`; `16KiB`, `4MiB`."""
+
 from __future__ import annotations
 
 import re

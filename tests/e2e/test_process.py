@@ -1,4 +1,5 @@
 """The gateway as its users run it: processes, signals, reload, crashes. Loaded with a small closed-loop client of our own."""
+
 from __future__ import annotations
 
 import json
@@ -27,14 +28,16 @@ class Process:
         self.log = tmp / "access.log"
         self.upstream, self.workers = upstream, workers
         self.write(extra)
-        self.messages = open(tmp / "stderr", "w+")
+        self.messages = open(tmp / "stderr", "w+")  # noqa: SIM115
         self.p = subprocess.Popen([sys.executable, "-m", "gwcore", "run", "-c", str(self.file)], stderr=self.messages)
         wait_until(lambda: self.p.poll() is not None or self.ready(), 20, "the gateway's start")
 
     def write(self, extra: str = "") -> None:
-        self.file.write_text(f'workers: {self.workers}\nlisteners: [{{address: "127.0.0.1:{self.port}"}}]\nadmin: {{address: "127.0.0.1:{self.admin}"}}\n'
-                             f'access_log: {{path: {self.log}, flush: 50ms}}\nupstreams: {{be: {{endpoints: ["{self.upstream.address}"]}}}}\n'
-                             f"routes: [{{name: all, upstream: be}}]\n{extra}")
+        self.file.write_text(
+            f'workers: {self.workers}\nlisteners: [{{address: "127.0.0.1:{self.port}"}}]\nadmin: {{address: "127.0.0.1:{self.admin}"}}\n'
+            f'access_log: {{path: {self.log}, flush: 50ms}}\nupstreams: {{be: {{endpoints: ["{self.upstream.address}"]}}}}\n'
+            f"routes: [{{name: all, upstream: be}}]\n{extra}"
+        )
 
     def ready(self) -> bool:
         try:
@@ -43,7 +46,9 @@ class Process:
             return False
 
     def get(self, path: str, method: str = "GET") -> bytes:
-        with urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{self.admin}{path}", method=method), timeout=10) as r:
+        with urllib.request.urlopen(
+            urllib.request.Request(f"http://127.0.0.1:{self.admin}{path}", method=method), timeout=10
+        ) as r:
             return r.read()
 
     def status(self) -> dict:
@@ -113,6 +118,7 @@ def backend(upstream):
         while True:
             c.request()
             c.send(ok())
+
     return upstream(handler)
 
 
@@ -123,6 +129,7 @@ def gateway(tmp_path, backend):
     def make(**kw):
         made.append(Process(tmp_path, backend, **kw))
         return made[-1]
+
     yield make
     for g in made:
         if g.p.poll() is None:
@@ -177,7 +184,9 @@ def test_a_killed_worker_is_replaced_and_loses_only_its_own(gateway):
     victim = g.status()["workers"][0]["pid"]
     os.kill(victim, signal.SIGKILL)
     killed = time.monotonic()
-    wait_until(lambda: [w for w in g.status()["workers"] if w["number"] == 0][0]["up"] and g.status()["workers"][0]["pid"] != victim, 5)
+    wait_until(
+        lambda: [w for w in g.status()["workers"] if w["number"] == 0][0]["up"] and g.status()["workers"][0]["pid"] != victim, 5
+    )
     assert time.monotonic() - killed < 2 * SLACK
     answers = clients.answers
     wait_until(lambda: clients.answers > answers + 500)
@@ -201,6 +210,7 @@ def test_listeners_come_and_go_with_a_reload(gateway):
                 return read_reply(s).status == 200
         except OSError:
             return False
+
     wait_until(answers)
     g.file.write_text(text)
     assert json.loads(g.get("/reload", "POST"))["ok"]
@@ -214,6 +224,7 @@ def test_logs_are_reopened(gateway, tmp_path):
         with socket.create_connection(("127.0.0.1", g.port)) as s:
             s.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
             read_reply(s)
+
     request()
     wait_until(lambda: g.log.read_bytes().count(b"\n") == 1)
     g.log.rename(tmp_path / "old.log")
@@ -238,6 +249,7 @@ def test_an_upgrade_keeps_the_sockets_and_the_pid(gateway):
         except OSError:
             return False
         return s["ready"] and not old & {w["pid"] for w in s["workers"]} and all(w["up"] for w in s["workers"])
+
     wait_until(upgraded, 20)
     assert g.status()["pid"] == g.p.pid
     answers = clients.answers
@@ -250,9 +262,15 @@ def test_an_upgrade_keeps_the_sockets_and_the_pid(gateway):
 def test_a_taken_port_is_named(tmp_path, backend):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         file = tmp_path / "x.yaml"
-        file.write_text(f'listeners: [{{address: "127.0.0.1:{taken.getsockname()[1]}"}}]\nroutes: [{{respond: {{body: x}}}}]\nadmin: {{address: "127.0.0.1:{free_port()}"}}\n')
-        done = subprocess.run([sys.executable, "-m", "gwcore", "run", "-c", str(file)], capture_output=True, text=True, timeout=30)
-    assert done.returncode == 1 and re.search(r"cannot listen on 127.0.0.1:\d+: Address already in use \(another process", done.stderr)
+        file.write_text(
+            f'listeners: [{{address: "127.0.0.1:{taken.getsockname()[1]}"}}]\nroutes: [{{respond: {{body: x}}}}]\nadmin: {{address: "127.0.0.1:{free_port()}"}}\n'
+        )
+        done = subprocess.run(
+            [sys.executable, "-m", "gwcore", "run", "-c", str(file)], capture_output=True, text=True, timeout=30
+        )
+    assert done.returncode == 1 and re.search(
+        r"cannot listen on 127.0.0.1:\d+: Address already in use \(another process", done.stderr
+    )
 
 
 def test_metrics_and_status_tell_the_same(gateway):
@@ -273,21 +291,25 @@ def test_descriptors_near_their_limit_pause_accepting_and_recover(tmp_path, back
     """Clients up to the limit: idle ones are shed first, then accepting pauses with an alarm, and goes on by itself."""
     port, admin = free_port(), free_port()
     file = tmp_path / "fd.yaml"
-    file.write_text(f'workers: 1\nlisteners: [{{address: "127.0.0.1:{port}"}}]\nadmin: {{address: "127.0.0.1:{admin}"}}\naccess_log: {{path: "off"}}\n'
-                    f'limits: {{connections: 100000}}\nupstreams: {{be: {{endpoints: ["{backend.address}"]}}}}\nroutes: [{{upstream: be}}]\n')
+    file.write_text(
+        f'workers: 1\nlisteners: [{{address: "127.0.0.1:{port}"}}]\nadmin: {{address: "127.0.0.1:{admin}"}}\naccess_log: {{path: "off"}}\n'
+        f'limits: {{connections: 100000}}\nupstreams: {{be: {{endpoints: ["{backend.address}"]}}}}\nroutes: [{{upstream: be}}]\n'
+    )
     script = "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200)); from gwcore.supervisor import run; sys.exit(run(sys.argv[1]))"
-    messages = open(tmp_path / "err", "w")
+    messages = open(tmp_path / "err", "w")  # noqa: SIM115
     p = subprocess.Popen([sys.executable, "-c", script, str(file)], stderr=messages)
     try:
+
         def up() -> bool:
             try:
                 socket.create_connection(("127.0.0.1", port), 1).close()
                 return True
             except OSError:
                 return False
+
         wait_until(up, 20)
         busy = []
-        for _ in range(180):                     # heads that never end: not idle, so they cannot be shed
+        for _ in range(180):  # heads that never end: not idle, so they cannot be shed
             s = socket.create_connection(("127.0.0.1", port), 5)
             s.sendall(b"GET / HTTP/1.1\r\n")
             busy.append(s)
@@ -302,6 +324,7 @@ def test_descriptors_near_their_limit_pause_accepting_and_recover(tmp_path, back
                     return read_reply(s).status == 200
             except (OSError, EOFError):
                 return False
+
         wait_until(answers, 10)
     finally:
         p.terminate()

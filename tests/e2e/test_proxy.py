@@ -1,4 +1,5 @@
 """Requests through a real data plane on real sockets. Each test ends with everything given back (support.plane)."""
+
 from __future__ import annotations
 
 import socket
@@ -25,7 +26,16 @@ def test_forwarding_fields_are_ours(upstream):
     # F10, C8: a stranger's are replaced
     up = upstream(echo_handler)
     with plane(proxy_config(up.address)) as p, p.connect() as s:
-        s.sendall(get("/", X_Forwarded_For="1.2.3.4", X_Real_IP="6.6.6.6", X_Request_ID="mine", Forwarded="for=1.2.3.4", X_Gwcore_Tier="P0"))
+        s.sendall(
+            get(
+                "/",
+                X_Forwarded_For="1.2.3.4",
+                X_Real_IP="6.6.6.6",
+                X_Request_ID="mine",
+                Forwarded="for=1.2.3.4",
+                X_Gwcore_Tier="P0",
+            )
+        )
         seen = read_reply(s).body.decode()
         assert "X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: a\r\n" in seen
         assert "1.2.3.4" not in seen and "6.6.6.6" not in seen and "mine" not in seen and "Tier" not in seen
@@ -47,6 +57,7 @@ def test_bodies_of_any_size_pass_both_ways(upstream, size):
         while True:
             _, body = c.request()
             c.send(ok(body))
+
     up = upstream(handler)
     data = bytes(range(256)) * (size // 256 + 1)
     data = data[:size]
@@ -56,7 +67,7 @@ def test_bodies_of_any_size_pass_both_ways(upstream, size):
         assert read_reply(s).body == data
         s.sendall(b"PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
         for i in range(0, size, 10_007):
-            part = data[i:i + 10_007]
+            part = data[i : i + 10_007]
             s.sendall(b"%x;ext=1\r\n" % len(part) + part + b"\r\n")
         s.sendall(b"0\r\nX-Trailer: dropped\r\n\r\n")
         assert read_reply(s).body == data
@@ -68,6 +79,7 @@ def test_chunked_and_close_delimited_answers(upstream):
         c.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n2\r\nde\r\n0\r\nX: y\r\n\r\n")
         c.request()
         c.send(b"HTTP/1.0 200 OK\r\n\r\nuntil the end")
+
     up = upstream(handler)
     with plane(proxy_config(up.address)) as p, p.connect() as s:
         for body in (b"abcde", b"until the end"):
@@ -80,6 +92,7 @@ def test_http10_client_gets_no_chunks(upstream):
     def handler(c):
         c.request()
         c.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
+
     up = upstream(handler)
     with plane(proxy_config(up.address)) as p, p.connect() as s:
         s.sendall(b"GET / HTTP/1.0\r\n\r\n")
@@ -103,14 +116,18 @@ def test_pipelined_requests_are_answered_in_order(upstream):
 
 def test_head_204_304_have_no_body(upstream):
     # U3
-    answers = [b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 7\r\nETag: x\r\n\r\n",
-               b"HTTP/1.1 204 No Content\r\n\r\n"]
+    answers = [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n",
+        b"HTTP/1.1 304 Not Modified\r\nContent-Length: 7\r\nETag: x\r\n\r\n",
+        b"HTTP/1.1 204 No Content\r\n\r\n",
+    ]
 
     def handler(c):
         for a in answers:
             c.request()
             c.send(a)
         time.sleep(0.2)
+
     up = upstream(handler)
     with plane(proxy_config(up.address)) as p, p.connect() as s:
         s.sendall(get().replace(b"GET", b"HEAD"))
@@ -126,6 +143,7 @@ def test_expect_100_is_answered_once_the_upstream_is_there(upstream):
         head, body = c.request()
         assert b"Expect" not in head
         c.send(ok(body))
+
     up = upstream(handler)
     with plane(proxy_config(up.address)) as p, p.connect() as s:
         s.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-Continue\r\nContent-Length: 5\r\n\r\n")
@@ -140,6 +158,7 @@ def test_interim_answers_pass_to_http11_only(upstream):
         while True:
             c.request()
             c.send(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n" + ok(b"end"))
+
     up = upstream(handler)
     with plane(proxy_config(up.address)) as p:
         with p.connect() as s:
@@ -158,6 +177,7 @@ def test_early_answer_passes_and_the_rest_of_the_body_is_no_request(upstream):
         c.head()
         c.send(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nbig")
         time.sleep(0.3)
+
     up = upstream(handler)
     with plane(proxy_config(up.address)) as p, p.connect() as s:
         s.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 40\r\n\r\n" + b"GET /evil HTTP/1.1\r\n")
@@ -179,6 +199,7 @@ def test_truncated_answers_are_cut(upstream):
             c.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n12")
         elif b"/head" in head:
             c.send(b"HTTP/1.1 200 OK\r\nContent-Le")
+
     up = upstream(handler)
     with plane(proxy_config(up.address)) as p:
         for path in ("/length", "/chunk"):
@@ -189,7 +210,11 @@ def test_truncated_answers_are_cut(upstream):
         with p.connect() as s:
             s.sendall(get("/head"))
             r = read_reply(s)
-            assert r.status == 502 and b'"reason":"upstream_reset"' in r.body and r.get("Proxy-Status") == 'gwcore; error=connection_terminated; details="upstream_reset"'
+            assert (
+                r.status == 502
+                and b'"reason":"upstream_reset"' in r.body
+                and r.get("Proxy-Status") == 'gwcore; error=connection_terminated; details="upstream_reset"'
+            )
         assert p.reasons() == {"response_truncated": 2, "upstream_reset": 1}
 
 
@@ -199,6 +224,7 @@ def test_bytes_behind_an_answer_close_the_upstream_connection(upstream):
         c.request()
         c.send(ok(b"ok") + b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")
         time.sleep(0.2)
+
     up = upstream(handler)
     with plane(proxy_config(up.address)) as p, p.connect() as s:
         for _ in range(2):
@@ -214,6 +240,7 @@ def test_a_stale_connection_is_replaced_for_safe_requests_only(upstream):
         c.request()
         c.send(ok())
         c.request()
+
     up = upstream(handler)
     with plane(proxy_config(up.address)) as p, p.connect() as s:
         s.sendall(get("/1"))
@@ -231,6 +258,7 @@ def test_an_idle_connection_that_closed_is_not_used(upstream):
     def handler(c):
         c.request()
         c.send(ok())
+
     up = upstream(handler)
     with plane(proxy_config(up.address)) as p, p.connect() as s:
         for _ in range(3):
@@ -273,6 +301,7 @@ def test_idle_answer_is_cut(upstream):
         c.request()
         c.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n1")
         time.sleep(3)
+
     up = upstream(handler)
     with plane(proxy_config(up.address, upstream="timeouts: {idle: 100ms}")) as p, p.connect() as s:
         s.sendall(get())
@@ -294,7 +323,7 @@ def test_header_and_body_timeouts(upstream):
         with p.connect() as s:
             s.sendall(get())
             read_reply(s)
-            assert read_all(s) == b""                        # idle: closed silently
+            assert read_all(s) == b""  # idle: closed silently
 
 
 def test_full_pool_queues_and_refuses_with_reasons(upstream):
@@ -303,6 +332,7 @@ def test_full_pool_queues_and_refuses_with_reasons(upstream):
             c.request()
             time.sleep(0.15 * SLACK)
             c.send(ok())
+
     up = upstream(handler)
     config = proxy_config(up.address, upstream=f"pool: {{max_connections: 1, queue: {{size: 2, timeout: {int(250 * SLACK)}ms}}}}")
     with plane(config) as p:
@@ -326,6 +356,7 @@ def test_clients_that_leave_take_nothing_with_them(upstream):
             c.request()
             time.sleep(0.1)
             c.send(ok(b"x" * 100_000))
+
     up = upstream(handler)
     with plane(proxy_config(up.address, upstream="pool: {max_connections: 2}")) as p:
         socks = [p.connect() for _ in range(8)]
@@ -349,6 +380,7 @@ def test_a_slow_reader_holds_no_more_than_the_watermark(upstream):
         c.request()
         c.send(ok(b"x" * 20_000_000))
         time.sleep(1)
+
     up = upstream(handler)
     with plane(proxy_config(up.address)) as p:
         s = socket.socket()
@@ -382,6 +414,7 @@ def test_removed_endpoint_lets_its_requests_finish(upstream):
         time.sleep(0.3)
         c.send(ok(b"old"))
         time.sleep(0.5)
+
     old, new = upstream(slow), upstream(echo_handler)
     with plane(proxy_config(old.address)) as p, p.connect() as a, p.connect() as b:
         a.sendall(get())
@@ -400,6 +433,7 @@ def test_drain_answers_what_is_under_way(upstream):
         c.request()
         time.sleep(0.2)
         c.send(ok())
+
     up = upstream(slow)
     with plane(proxy_config(up.address)) as p, p.connect() as s, p.connect() as idle:
         s.sendall(get())
@@ -424,6 +458,7 @@ def test_own_answer_discards_the_body_it_did_not_read():
 
 def test_log_line_has_every_field(upstream, tmp_path):
     import json
+
     up = upstream(echo_handler)
     path = tmp_path / "log"
     with plane(proxy_config(up.address, extra="access_log: {flush: 10ms}"), log=str(path)) as p, p.connect() as s:
@@ -433,8 +468,34 @@ def test_log_line_has_every_field(upstream, tmp_path):
         read_all(s)
         wait_until(lambda: path.exists() and path.read_bytes().count(b"\n") == 2)
     first, second = map(json.loads, path.read_text().splitlines())
-    assert list(first) == ["ts", "id", "client", "method", "path", "status", "reason", "route", "upstream", "endpoint", "attempts", "bytes_in", "bytes_out",
-                           "t_queue_ms", "t_connect_ms", "t_first_byte_ms", "t_total_ms", "tls", "degraded", "tier"]
-    assert first["path"] == "/a%22b" and first["status"] == 200 and first["reason"] == "-" and first["upstream"] == "be" and first["attempts"] == 1
+    assert list(first) == [
+        "ts",
+        "id",
+        "client",
+        "method",
+        "path",
+        "status",
+        "reason",
+        "route",
+        "upstream",
+        "endpoint",
+        "attempts",
+        "bytes_in",
+        "bytes_out",
+        "t_queue_ms",
+        "t_connect_ms",
+        "t_first_byte_ms",
+        "t_total_ms",
+        "tls",
+        "degraded",
+        "tier",
+    ]
+    assert (
+        first["path"] == "/a%22b"
+        and first["status"] == 200
+        and first["reason"] == "-"
+        and first["upstream"] == "be"
+        and first["attempts"] == 1
+    )
     assert second["status"] in (400, 501) and list(second) == list(first)
     assert "secret" not in path.read_text() and "xyz" not in path.read_text()

@@ -1,4 +1,5 @@
 """gwcore.breaker: acceptance of the scenarios, and the invariants over random histories. No sleep: the clock is the test's."""
+
 from __future__ import annotations
 
 import asyncio
@@ -27,8 +28,13 @@ class World:
     def __init__(self, seed: int = 1, **config):
         self.clock, self.rng = Clock(), random.Random(seed)
         self.moves: list[tuple[float, str, str, str]] = []
-        self.b = Breaker("x", BreakerConfig(**config), clock=self.clock, rng=self.rng.random,
-                         on_transition=lambda b, was, to, why: self.moves.append((self.clock.now, was.value, to.value, why)))
+        self.b = Breaker(
+            "x",
+            BreakerConfig(**config),
+            clock=self.clock,
+            rng=self.rng.random,
+            on_transition=lambda b, was, to, why: self.moves.append((self.clock.now, was.value, to.value, why)),
+        )
         self.refused = 0
         self.pending: list[tuple[float, int, Permit, str, float]] = []
         self.serial = 0
@@ -151,7 +157,11 @@ def test_a10_results_of_an_older_state_are_stale():
     assert w.b.state is State.OPEN
     assert all(p.success() for p in old)
     after = w.b.snapshot()
-    assert after["stale"] == before["stale"] + 5 and after["state"] == "open" and after["failure_ratio"] == pytest.approx(before["failure_ratio"])
+    assert (
+        after["stale"] == before["stale"] + 5
+        and after["state"] == "open"
+        and after["failure_ratio"] == pytest.approx(before["failure_ratio"])
+    )
     assert not any(p.success() for p in old)
 
 
@@ -192,7 +202,7 @@ def test_force_and_reset():
     w.b.force_open()
     assert w.b.state is State.OPEN and w.b.try_acquire().reason == "open"
     w.clock.now += 1000
-    assert not w.b.try_acquire()                         # 16
+    assert not w.b.try_acquire()  # 16
     w.b.reset()
     assert w.b.state is State.CLOSED and w.b.try_acquire()
     w.b.force("open", for_s=5)
@@ -225,11 +235,12 @@ def test_context_managers_end_the_permit_by_what_happened():
     with pytest.raises(KeyboardInterrupt), b.acquire():
         raise KeyboardInterrupt
     with b.acquire() as p:
-        assert p.failure("status")                       # a verdict inside wins
+        assert p.failure("status")  # a verdict inside wins
 
     async def cancelled() -> None:
         async with b.acquire():
             raise asyncio.CancelledError
+
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(cancelled())
     s = b.snapshot()
@@ -245,8 +256,18 @@ def test_a_lost_permit_is_cancelled():
 
 
 def test_bad_values_name_the_field():
-    for field, value in [("window_s", 0), ("trip_ratio", 1), ("probes", 0), ("probes", 33), ("shed_max", 1.5), ("score", "x"), ("open_max_s", 0.5), ("window_s", float("nan")),
-                         ("classic_weights", (1, 2)), ("threshold_floor", 0.3)]:
+    for field, value in [
+        ("window_s", 0),
+        ("trip_ratio", 1),
+        ("probes", 0),
+        ("probes", 33),
+        ("shed_max", 1.5),
+        ("score", "x"),
+        ("open_max_s", 0.5),
+        ("window_s", float("nan")),
+        ("classic_weights", (1, 2)),
+        ("threshold_floor", 0.3),
+    ]:
         with pytest.raises(ValueError, match=field.replace("threshold_floor", "threshold_ceiling")):
             BreakerConfig(**{field: value})
     p = Breaker("x").acquire()
@@ -270,14 +291,26 @@ class Histories(RuleBasedStateMachine):
         super().__init__()
         self.clock, self.chance = Clock(), 0.5
         self.moves = 0
-        self.b = Breaker("x", BreakerConfig(trip_failures=3, trip_time_s=0.0, min_volume=4, probes=2), clock=self.clock, rng=lambda: self.chance, on_transition=self.moved)
+        self.b = Breaker(
+            "x",
+            BreakerConfig(trip_failures=3, trip_time_s=0.0, min_volume=4, probes=2),
+            clock=self.clock,
+            rng=lambda: self.chance,
+            on_transition=self.moved,
+        )
         self.live: list[Permit] = []
         self.ended: list[Permit] = []
-        self.legal = {("closed", "open"), ("open", "half_open"), ("half_open", "closed"), ("half_open", "open"), ("open", "closed")}
+        self.legal = {
+            ("closed", "open"),
+            ("open", "half_open"),
+            ("half_open", "closed"),
+            ("half_open", "open"),
+            ("open", "closed"),
+        }
 
     def moved(self, b, was, to, why) -> None:
         self.moves += 1
-        assert (was.value, to.value) in self.legal and why                          # 3
+        assert (was.value, to.value) in self.legal and why  # 3
 
     @rule(chance=st.floats(0, 0.999))
     def acquire(self, chance) -> None:
@@ -285,24 +318,28 @@ class Histories(RuleBasedStateMachine):
         was, remaining = self.b.state, self.b.snapshot()["open_remaining_s"]
         got = self.b.try_acquire()
         if got:
-            assert not (was is State.OPEN and remaining > 0)                        # 6
+            assert not (was is State.OPEN and remaining > 0)  # 6
             self.live.append(got)
         else:
             assert got.retry_after_s >= 0
 
     @precondition(lambda self: self.live)
-    @rule(i=st.integers(0, 1 << 16), kind=st.sampled_from(["ok", "cancel", "timeout", "status", "overload"]), latency=st.floats(-1, 100))
+    @rule(
+        i=st.integers(0, 1 << 16),
+        kind=st.sampled_from(["ok", "cancel", "timeout", "status", "overload"]),
+        latency=st.floats(-1, 100),
+    )
     def end(self, i, kind, latency) -> None:
         p = self.live.pop(i % len(self.live))
         before = self.b.snapshot()
         done = p.success(latency) if kind == "ok" else p.cancel() if kind == "cancel" else p.failure(kind, latency)
         after = self.b.snapshot()
         if kind == "cancel":
-            assert after["generation"] == before["generation"] and after["failure_ratio"] == before["failure_ratio"]         # 8
+            assert after["generation"] == before["generation"] and after["failure_ratio"] == before["failure_ratio"]  # 8
         if kind == "ok":
-            assert not (before["state"] == "closed" and after["state"] == "open")   # 9
+            assert not (before["state"] == "closed" and after["state"] == "open")  # 9
         assert done or after["stale"] == before["stale"] + 1 or p.probe
-        assert not p.success() and not p.cancel()                                   # 5
+        assert not p.success() and not p.cancel()  # 5
         self.ended.append(p)
 
     @rule(dt=st.floats(-5, 30))
@@ -310,7 +347,7 @@ class Histories(RuleBasedStateMachine):
         before = self.b.snapshot()
         self.clock.now += dt
         if dt <= 0:
-            assert self.b.snapshot() == before                                      # 17
+            assert self.b.snapshot() == before  # 17
             self.clock.now -= dt
 
     @rule()
@@ -324,18 +361,18 @@ class Histories(RuleBasedStateMachine):
     @invariant()
     def holds(self) -> None:
         s = self.b.snapshot()
-        assert s["admitted"] == s["succeeded"] + s["failed"] + s["cancelled"] + s["expired"] + s["in_flight"]               # 1
-        assert 0 <= s["in_flight"] <= len(self.live)                                # 2
-        assert s["generation"] == self.moves                                        # 4
-        assert s["probes_in_flight"] <= 2                                           # 7
-        assert 0 <= s["evidence"] <= s["evidence_needed"] + 1e-9                    # 11
+        assert s["admitted"] == s["succeeded"] + s["failed"] + s["cancelled"] + s["expired"] + s["in_flight"]  # 1
+        assert 0 <= s["in_flight"] <= len(self.live)  # 2
+        assert s["generation"] == self.moves  # 4
+        assert s["probes_in_flight"] <= 2  # 7
+        assert 0 <= s["evidence"] <= s["evidence_needed"] + 1e-9  # 11
         for key in ("failure_ratio", "pressure_ratio", "score"):
             assert 0 <= s[key] <= 1, (key, s)
         assert s["shed_probability"] <= 0.8
         b = s["baseline_failure_ratio"]
-        assert b + 0.05 - 1e-9 <= s["threshold"] <= b + 0.20 + 1e-9                 # 12
+        assert b + 0.05 - 1e-9 <= s["threshold"] <= b + 0.20 + 1e-9  # 12
         if s["pressure_ratio"] == 0:
-            assert s["shed_probability"] == 0                                       # 13
+            assert s["shed_probability"] == 0  # 13
 
 
 TestHistories = Histories.TestCase
@@ -347,4 +384,5 @@ def test_same_history_same_snapshot():
         w = World(seed=7).healthy(5)
         w.run(20, 100, lambda r: ("overload" if r.random() < 0.5 else "ok", 0.01))
         return w.b.snapshot()
-    assert story() == story()                                                       # 18
+
+    assert story() == story()  # 18
