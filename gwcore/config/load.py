@@ -7,7 +7,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from gwcore.config.schema import Config
 
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+DEPTH_MAX = 30
 VARIABLE = re.compile(r"\$(?:\$|\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\})")
 
 
@@ -61,6 +62,9 @@ class _Reader:
         """The node as Python data; places remembered, duplicate keys and undefined variables reported."""
         place = (node.start_mark.line + 1, node.start_mark.column + 1)
         self.places.setdefault(path, place)
+        if len(path) > DEPTH_MAX:
+            self.error(place, path[:3], f"is nested more than {DEPTH_MAX} levels deep, or contains itself")
+            return None
         if isinstance(node, yaml.MappingNode):
             out: dict[Any, Any] = {}
             for key_node, value_node in node.value:
@@ -123,17 +127,21 @@ def _known_keys(path: tuple[Any, ...]) -> list[str]:
     """The keys that the model at path accepts, for did-you-mean."""
     at: Any = Config
     for p in path:
-        if isinstance(at, type) and issubclass(at, BaseModel):
-            field = at.model_fields.get(str(p))
-            at = field.annotation if field else None
-            while at is not None and not (isinstance(at, type) and issubclass(at, BaseModel)):
-                args = [a for a in getattr(at, "__args__", ()) if a not in (type(None), str, int)]
-                if getattr(at, "__metadata__", None):
-                    args = [at.__origin__]
-                if not args:
-                    return []
-                at = args[0]
-    return list(at.model_fields) if isinstance(at, type) and issubclass(at, BaseModel) else []
+        while get_origin(at) is Annotated:
+            at = get_args(at)[0]
+        if get_origin(at) in (dict, list):
+            at = get_args(at)[-1]
+        elif _is_model(at) and str(p) in at.model_fields:
+            at = at.model_fields[str(p)].annotation
+        else:
+            return []
+    while get_args(at) and not _is_model(at):
+        at = next((a for a in get_args(at) if _is_model(a) or get_args(a)), None)
+    return list(at.model_fields) if _is_model(at) else []
+
+
+def _is_model(at: Any) -> bool:
+    return isinstance(at, type) and issubclass(at, BaseModel)
 
 
 def _clean(loc: tuple[Any, ...], data: Any) -> tuple[Any, ...]:
@@ -153,10 +161,8 @@ def _clean(loc: tuple[Any, ...], data: Any) -> tuple[Any, ...]:
 def _message(e: Any, path: tuple[Any, ...]) -> str:
     kind, ctx = e["type"], e.get("ctx", {})
     if kind == "extra_forbidden":
-        close = difflib.get_close_matches(
-            str(path[-1]), _known_keys(tuple(p for p in path[:-1] if not isinstance(p, int))), 1, 0.6
-        )
-        known = _known_keys(tuple(p for p in path[:-1] if not isinstance(p, int)))
+        close = difflib.get_close_matches(str(path[-1]), _known_keys(path[:-1]), 1, 0.6)
+        known = _known_keys(path[:-1])
         return "unknown key" + (f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}" if known else "")
     if kind == "missing":
         return "is missing"

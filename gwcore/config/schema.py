@@ -52,7 +52,7 @@ FRAMING = {"content-length", "transfer-encoding", "connection", "keep-alive", "t
 
 
 class Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True)
 
 
 def split_address(text: str) -> tuple[str, int]:

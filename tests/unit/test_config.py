@@ -1,0 +1,231 @@
+"""Configuration: every error at once, with its place and a remedy."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gwcore.config.compile import compile_plan
+from gwcore.config.dump import dump
+from gwcore.config.load import ConfigErrors, load_text
+from gwcore.config.schema import Config
+from gwcore.config.units import format_duration, parse_duration, parse_size
+from gwcore.explain import explain
+
+GOOD = """\
+listeners:
+  - address: 127.0.0.1:8080
+upstreams:
+  users:
+    endpoints: [127.0.0.1:9000, {address: "[::1]:9001", weight: 2}, "unix:/tmp/x.sock"]
+routes:
+  - match: {prefix: /api/, host: api.example.com, methods: [GET, POST], headers: {X-Canary: "1"}}
+    upstream: users
+    tier: P1
+  - match: {path: /proxy}
+    respond: {status: 200, headers: {X-Gateway: gwcore}, body: OK}
+"""
+
+
+def errors(text: str) -> list[str]:
+    with pytest.raises(ConfigErrors) as e:
+        load_text(text, "gw.yaml")
+    return [str(x) for x in e.value.errors]
+
+
+def test_the_first_configuration_is_good_and_compiles():
+    loaded = load_text(GOOD)
+    assert loaded.warnings == [] and [r.name for r in loaded.config.routes] == ["route-1", "route-2"]
+    assert len(compile_plan(loaded.config)) > 1000
+
+
+def test_every_error_at_once_with_its_place():
+    text = (
+        GOOD.replace("tier: P1", "tier: P9").replace("endpoints:", "endpoint:").replace("status: 200", "status: 20")
+        + "limit: {}\n"
+    )
+    got = errors(text)
+    assert [e.split(": ")[0] for e in got] == ["gw.yaml:4:3", "gw.yaml:5:5", "gw.yaml:9:5", "gw.yaml:11:15", "gw.yaml:12:1"]
+    assert "upstreams.users.endpoint: unknown key; did you mean endpoints?" in got[1]
+    assert "'P9' is not one of" in got[2]
+    assert "limit: unknown key; did you mean limits?" in got[4]
+
+
+@pytest.mark.parametrize(
+    ("change", "want"),
+    [
+        (("upstream: users", "upstream: user"), "there is no upstream user; did you mean users?"),
+        (("127.0.0.1:8080", "127.0.0.1"), "is not an address; write host:port"),
+        (("methods: [GET, POST]", "methods: [get]"), "methods are upper case"),
+        (("prefix: /api/", "prefix: api"), "must begin with /"),
+        (("prefix: /api/", "prefix: /api/, path: /x"), "give one of path, prefix and regex"),
+        (("tier: P1", "respond: {}"), "give one of upstream, targets and respond"),
+        (("X-Gateway: gwcore", "Content-Length: 5"), "belongs to the framing"),
+        (("X-Gateway: gwcore", '"X Y": 5'), "is not a header name"),
+        (("X-Gateway: gwcore", 'X: "a\\r\\nb"'), "control character"),
+        (("weight: 2", "weight: -1"), "greater than or equal to 0"),
+        (("listeners:", "timeouts: {header: 10}\nlisteners:"), "is not a duration; write a number with a unit"),
+        (("listeners:", "admin: {address: '0.0.0.0:9901'}\nlisteners:"), "set admin.token"),
+        (("listeners:", "trusted_proxies: [10.0.0.0/99]\nlisteners:"), "is not a network"),
+        (("listeners:", "workers: 0\nlisteners:"), "workers must be from 1 to 1024"),
+        (("status: 200", "status: 204"), "a 204 answer has no body"),
+        (("address: 127.0.0.1:8080", "address: 127.0.0.1:8080\n    tls: {certificates: []}"), "is not available in this version"),
+        (("match: {path: /proxy}", 'match: {regex: "^/("}'), "does not compile"),
+        (("body: OK", "body: '${NOT_SET_ANYWHERE}'"), "NOT_SET_ANYWHERE is not set"),
+        (("listeners:", "listeners: []\nlisteners:"), "is given twice; the first is in line 1"),
+        (
+            ("- address: 127.0.0.1:8080", "- address: 127.0.0.1:8080\n  - address: 127.0.0.1:8080"),
+            "is used by listeners[0] already",
+        ),
+        (("host: api.example.com", "host: 'http://x'"), "is not a host name"),
+        (
+            ("match: {path: /proxy}", "match: {path: /proxy}\n    rewrite: {strip_prefix: /other}"),
+            "is not the beginning of the route",
+        ),
+        (("tier: P1", "name: x\n  - {name: x, upstream: users}"), "the name x is used by routes[0] already"),
+    ],
+)
+def test_bad_forms_are_named(change, want):
+    got = errors(GOOD.replace(change[0], change[1], 1))
+    assert any(want in e for e in got), got
+
+
+@pytest.mark.parametrize("text", ["", "[]", "a: [", "\t", "just text", "a: &x [*x]", "? [a]\n: b", "listeners: 5", "\0"])
+def test_garbage_is_a_config_error(text):
+    assert errors(text)
+
+
+def test_environment(monkeypatch):
+    monkeypatch.setenv("PORT", "8081")
+    monkeypatch.setenv("WORKERS", "3")
+    c = load_text(
+        "workers: ${WORKERS}\n" + GOOD.replace("8080", "${PORT}").replace("body: OK", 'body: "${BODY:-none} $$5"')
+    ).config
+    assert c.listeners[0].address == "127.0.0.1:8081" and c.workers == 3
+    assert c.routes[1].respond is not None and c.routes[1].respond.body == "none $5"
+
+
+def test_warnings_name_what_cannot_win_and_what_has_no_effect():
+    text = GOOD + "  - match: {path: /proxy}\n    upstream: users\n"
+    text = text.replace("  users:\n", "  users:\n    breaker: {open: 2s}\n")
+    got = [str(w) for w in load_text(text).warnings]
+    assert any("can never win: route-2" in w for w in got) and any("not in effect" in w for w in got)
+
+
+def test_units():
+    assert [parse_duration(x) for x in ("250ms", "5s", "1m", "1h", "off", 0, "1.5s")] == [0.25, 5, 60, 3600, 0, 0, 1.5]
+    assert [parse_size(x) for x in ("16KiB", "4MiB", 5, "off", "1kB")] == [16384, 4 << 20, 5, 0, 1000]
+    for bad in ("5", 5, "x", "-1s", None, True, "1 s s"):
+        with pytest.raises(ValueError, match="duration"):
+            parse_duration(bad)
+    for value in (0.0, 0.25, 5.0, 60.0, 3600.0, 90.0):
+        assert parse_duration(format_duration(value)) == value
+
+
+def test_defaults_are_those_of_the_table():
+    c = load_text(GOOD).config
+    u = c.upstreams["users"]
+    p, lim, t = u.pool, c.limits, c.timeouts
+    assert (t.header, t.keepalive, t.body_idle, t.client_write, t.linger, t.drain, t.drain_delay) == (10, 75, 30, 60, 2, 30, 0)
+    assert (lim.requests_per_connection, lim.connection_age, lim.url_bytes, lim.header_bytes, lim.header_count) == (
+        10000,
+        3600,
+        8192,
+        32768,
+        100,
+    )
+    assert (lim.trailer_bytes, lim.chunk_ext_bytes, lim.body_bytes, lim.body_min_rate) == (4096, 256, 64 << 20, 256)
+    assert (lim.response_header_bytes, lim.response_header_count) == (32768, 200)
+    assert (c.buffers.high, c.buffers.low, c.buffers.replay) == (128 << 10, 32 << 10, 64 << 10)
+    assert (u.balance, u.hash.bound, u.endpoints[0].weight) == ("least_request", 1.25, 1)
+    assert (p.granularity, p.max_connections, p.max_idle, p.idle_timeout, p.max_requests, p.max_age) == (
+        "backend",
+        256,
+        256,
+        60,
+        10000,
+        3600,
+    )
+    assert (p.queue.size, p.queue.timeout) == (512, 0.25)
+    assert (u.timeouts.connect, u.timeouts.write, u.timeouts.response, u.timeouts.idle) == (2, 30, 30, 60)
+    assert (u.retry.attempts, u.retry.on) == (1, ["connect", "stale"])
+    assert (c.admin.address, c.access_log.path, c.access_log.buffer, c.access_log.flush) == ("127.0.0.1:9901", "-", 65536, 1)
+    assert (c.via.on, c.request_id.header, c.headers.underscore) == ("request", "X-Request-ID", "keep")
+
+
+def test_dump_reads_back_to_the_same():
+    c = load_text(GOOD + "timeouts: {header: 250ms}\nlimits: {body_bytes: off}\n").config
+    again = load_text(json.dumps(dump(c))).config
+    assert again.model_dump() == c.model_dump()
+
+
+def test_json_schema_names_every_key():
+    schema = Config.model_json_schema()
+    assert set(schema["properties"]) == set(Config.model_fields)
+
+
+def gwcore(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "gwcore", *args], capture_output=True, text=True, timeout=60)
+
+
+def test_commands(tmp_path: Path):
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    good.write_text(GOOD)
+    bad.write_text(GOOD + "x: 1\n")
+    assert gwcore("check", "-c", str(good)).returncode == 0
+    done = gwcore("check", "-c", str(bad))
+    assert done.returncode == 2 and f"{bad}:12:1: x: unknown key" in done.stderr
+    assert gwcore("run", "--check-only", "-c", str(bad)).returncode == 2
+    assert gwcore("run", "-c", str(bad)).returncode == 2
+    assert gwcore("run", "-c", str(tmp_path / "none.yaml")).returncode == 2
+    assert json.loads(gwcore("schema").stdout)["title"] == "Config"
+    done = gwcore("explain", "-c", str(good), "GET", "/api/x", "-H", "Host: api.example.com", "-H", "X-Canary: 1")
+    assert done.returncode == 0 and "route route-1" in done.stdout and "not route-2: path is not /proxy" in done.stdout
+    assert gwcore("explain", "-c", str(good), "GET", "/api/x").returncode == 1
+
+
+def test_explain_agrees_with_the_router():
+    from gwcore._speedups.router import RouterProbe
+
+    text = """
+listeners: [{address: "127.0.0.1:1"}]
+upstreams: {u: {endpoints: ["127.0.0.1:9"]}}
+routes:
+  - {name: a, match: {prefix: /a}, upstream: u}
+  - {name: ab, match: {prefix: /a/b}, upstream: u}
+  - {name: h, match: {host: h.x, prefix: /}, upstream: u}
+  - {name: e, match: {path: /a/b}, upstream: u}
+"""
+    config = load_text(text).config
+    probe = RouterProbe(compile_plan(config))
+    for host in ("", "h.x", "q"):
+        for path in ("/", "/a", "/a/b", "/a/b/c", "/ab"):
+            want = probe.find(host.encode(), path.encode())[0]
+            said, found = explain(config, "GET", f"http://{host}{path}" if host else path)
+            assert found == (want is not None) and (not found or f"\nroute {want} " in said), (host, path, said)
+
+
+def test_doctor_reads_a_machine(tmp_path):
+    from gwcore.doctor import examine, render
+
+    root = tmp_path / "proc/sys/net/core"
+    root.mkdir(parents=True)
+    (root / "somaxconn").write_text("128\n")
+    found = {f.name: f for f in examine(str(tmp_path))}
+    assert (
+        found["net.core.somaxconn"].level == "serious" and "sysctl -w net.core.somaxconn=" in found["net.core.somaxconn"].command
+    )
+    assert "SERIOUS net.core.somaxconn: 128" in render(list(found.values()))
+    done = gwcore("doctor", "--json")
+    assert {f["name"] for f in json.loads(done.stdout)} >= {"descriptor limit", "OpenSSL", "CPUs"}
+
+
+def test_reference_pages_are_up_to_date():
+    done = subprocess.run(
+        [sys.executable, "ci/gen_docs.py", "--check"], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert done.returncode == 0, done.stderr
