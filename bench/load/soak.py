@@ -1,0 +1,70 @@
+"""Mixed traffic for some minutes with reloads in between; memory after the first minute and at the end. `--minutes 10`"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+from bench.load.common import Server, free_port, gwcore, need, tree
+
+
+def pss(pid: int) -> int:
+    """Bytes of the process tree, shared pages divided among their users."""
+    total = 0
+    for p in tree(pid):
+        for line in Path(f"/proc/{p}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                total += int(line.split()[1]) * 1024
+    return total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10)
+    args = parser.parse_args()
+    need("wrk")
+    with tempfile.TemporaryDirectory() as d:
+        upstream, port = free_port(), free_port()
+        backend = Server([sys.executable, "-m", "bench.load.backend", str(upstream)], upstream)
+        command = gwcore(Path(d), port, f"127.0.0.1:{upstream}", workers=2)
+        admin = Path(command[-1]).read_text().split('admin: {address: "')[1].split('"')[0]
+        server = Server(command, port)
+        post = Path(d) / "post.lua"
+        post.write_text('wrk.method="POST"\nwrk.body=string.rep("x",20000)\n')
+        end = time.monotonic() + args.minutes * 60
+        first, begun = 0, time.monotonic()
+        while time.monotonic() < end:
+            loads = [
+                subprocess.Popen(
+                    ["wrk", "-t1", f"-c{c}", "-d8s", *extra, f"http://127.0.0.1:{port}{path}"], stdout=subprocess.DEVNULL
+                )
+                for c, path, extra in (
+                    (128, "/json", []),
+                    (32, "/proxy", ["-H", "Connection: close"]),
+                    (16, "/json", ["-s", str(post)]),
+                )
+            ]
+            time.sleep(4)
+            urllib.request.urlopen(urllib.request.Request(f"http://{admin}/reload", method="POST")).read()
+            for load in loads:
+                load.wait()
+            time.sleep(0.5)
+            now = pss(server.p.pid)
+            if not first and time.monotonic() - begun >= min(60, args.minutes * 30):
+                first = now
+            status = json.load(urllib.request.urlopen(f"http://{admin}/status"))
+            rest = {k: sum(w[k] for w in status["workers"]) for k in ("connections", "exchanges", "illegal_moves", "requests")}
+            print(f"{time.monotonic() - begun:6.0f}s  {now / 1e6:.1f} MB  {rest}  {status['reasons']}", flush=True)
+        print(f"memory after the first minute {first / 1e6:.1f} MB, at the end {now / 1e6:.1f} MB: {now / max(first, 1):.3f}")
+        server.stop()
+        backend.stop()
+
+
+if __name__ == "__main__":
+    main()
