@@ -1,5 +1,11 @@
 """Connection pools: who may reuse, who must connect, who waits. Last in, first out, so that a falling load leaves the oldest idle
-connections to expire. The nogil core is what the data plane runs."""
+connections to expire. The nogil core is what the data plane runs; `Pool` is the same for asyncio programs."""
+import asyncio
+import inspect
+import random
+import time
+from collections import deque
+
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
@@ -151,3 +157,242 @@ cdef bint waiters_drop(WaitQueue *q, Waiter *w) noexcept nogil:
     w.deadline_ms = 0
     q.n -= 1
     return True
+
+
+# ---- for asyncio programs -----------------------------------------------------------------------------------------
+
+CLOSE_WORDS = ("idle", "max_requests", "max_age", "peer", "error", "stale", "evicted", "drain", "timeout", "aborted")
+
+class PoolFull(Exception):
+    """The pool's queue is full: nobody was asked to wait."""
+
+
+class PoolTimeout(Exception):
+    """No connection became free within the queue's time."""
+
+
+cdef class _Item:
+    """One connection of a Pool. The struct is the data plane's; the object lives as long as the connection."""
+    cdef PoolItem item
+    cdef object connection
+
+
+cdef class _Waiting:
+    cdef Waiter waiter
+    cdef object future
+
+
+cdef class Lease:
+    """What `Pool.acquire` gives: an async context manager that yields the connection.
+
+    Leaving without an exception gives the connection back for reuse; with one it is closed. `discard()` inside has it closed anyway.
+    """
+    cdef Pool pool
+    cdef _Item held
+    cdef bint broken
+
+    def discard(self):
+        """Do not reuse this connection."""
+        self.broken = True
+
+    @property
+    def connection(self):
+        """The connection while it is held, else None."""
+        return self.held.connection if self.held is not None else None
+
+    async def __aenter__(self):
+        if self.held is not None:
+            raise RuntimeError("this lease is in use already")
+        self.held = await self.pool._take()
+        return self.held.connection
+
+    async def __aexit__(self, kind, value, traceback):
+        held, self.held = self.held, None
+        await self.pool._give(held, CLOSE_ERROR if kind is not None or self.broken else -1)
+        return False
+
+
+cdef class Pool:
+    """Connections to one place, reused last in first out. `connect` is an async function that opens one; `close` (optional, plain or
+    async) closes one, otherwise its own `close` or `aclose` is called.
+
+    async with pool.acquire() as connection: ...
+
+    Beyond max_connections callers wait, at most queue_size of them (PoolFull) and queue_timeout_s long (PoolTimeout). A cancelled wait or
+    connect leaves nothing behind. Times are seconds of `clock`; idle connections past idle_timeout_s are closed when the pool is next
+    used or `expire()` is called. For one event loop; not thread-safe.
+    """
+    cdef PoolCore core
+    cdef WaitQueue queue
+    cdef object connect, close_one, clock, waiting
+    cdef double queue_timeout_s
+    cdef dict items          # owner number -> _Item
+    cdef readonly bint closed
+    cdef uint64_t waits
+
+    def __init__(self, connect, *, close=None, max_connections=256, max_idle=256, idle_timeout_s=60.0, max_requests=10000, max_age_s=3600.0,
+                 queue_size=512, queue_timeout_s=0.25, clock=time.monotonic):
+        for name, value, least in (("max_connections", max_connections, 1), ("max_idle", max_idle, 0), ("max_requests", max_requests, 0), ("queue_size", queue_size, 0)):
+            if not isinstance(value, int) or not least <= value < 1 << 31:
+                raise ValueError(f"{name} must be an integer of at least {least}")
+        for name, value in (("idle_timeout_s", idle_timeout_s), ("max_age_s", max_age_s), ("queue_timeout_s", queue_timeout_s)):
+            if not 0 <= value < 1e9:
+                raise ValueError(f"{name} must be seconds of at least 0")
+        pool_init(&self.core)
+        waiters_init(&self.queue, queue_size)
+        self.core.max_connections, self.core.max_idle, self.core.max_requests = max_connections, max_idle, max_requests
+        self.core.idle_ms, self.core.max_age_ms = int(idle_timeout_s * 1000), int(max_age_s * 1000)
+        self.connect, self.close_one, self.clock, self.queue_timeout_s = connect, close, clock, queue_timeout_s
+        self.items, self.waiting = {}, deque()
+
+    cdef uint64_t _now(self) except? 0:
+        return <uint64_t>(<double>self.clock() * 1000) + 1
+
+    def acquire(self):
+        """A Lease, to be entered with `async with`."""
+        cdef Lease lease = Lease.__new__(Lease)
+        lease.pool = self
+        return lease
+
+    async def _take(self):
+        if self.closed:
+            raise RuntimeError("the pool is closed")
+        await self.expire()
+        while True:
+            verdict, held = self._acquire()
+            if verdict == POOL_CONNECT:
+                return await self._open()
+            if verdict == POOL_FULL:
+                held = await self._wait()
+            if held is not None:
+                return held
+
+    def _acquire(self):
+        """(verdict, the item to reuse)"""
+        cdef PoolItem *item = NULL
+        cdef int verdict = pool_acquire(&self.core, &item, self._now())
+        return verdict, self.items[item.owner] if verdict == POOL_REUSE else None
+
+    async def _open(self):
+        cdef _Item held = _Item.__new__(_Item)
+        cdef uint32_t owner = <uint32_t>(<uint64_t><void *>held >> 4)
+        while owner in self.items:
+            owner += 1
+        pool_opening(&self.core, &held.item, owner, self._now(), random.getrandbits(16))
+        self.items[owner] = held
+        try:
+            held.connection = await self.connect()
+        except BaseException:                    # refused, or cancelled: the place is free again
+            self._forget(held, CLOSE_ERROR)
+            raise
+        pool_opened(&held.item)
+        return held
+
+    def _forget(self, _Item held, int why):
+        self.items.pop(held.item.owner, None)
+        pool_closed(&held.item, why)
+        self._wake(None)
+
+    def _wake(self, held):
+        """Hand a connection (or, with None, the right to try again) to the oldest waiter; False when nobody waits."""
+        cdef _Waiting w
+        while self.waiting:
+            w = self.waiting.popleft()
+            waiters_drop(&self.queue, &w.waiter)
+            if not w.future.done():
+                w.future.set_result(held)
+                return True
+        return False
+
+    async def _wait(self):
+        cdef _Waiting w = _Waiting.__new__(_Waiting)
+        link_init(&w.waiter.link)
+        if not waiters_push(&self.queue, &w.waiter, self._now(), <uint64_t>(self.queue_timeout_s * 1000) + 1):
+            raise PoolFull(f"{self.queue.n} wait already for one of {self.core.max_connections} connections")
+        w.future = asyncio.get_running_loop().create_future()
+        self.waiting.append(w)
+        self.waits += 1
+        try:
+            async with asyncio.timeout(self.queue_timeout_s):
+                return await w.future
+        except BaseException as why:
+            if waiters_drop(&self.queue, &w.waiter):
+                self.waiting.remove(w)
+            elif w.future.done() and not w.future.cancelled():       # promised to us in the moment in which we gave up
+                held = w.future.result()
+                if held is None:
+                    self._wake(None)
+                else:
+                    await self._give(held, -1)
+            if isinstance(why, TimeoutError):
+                raise PoolTimeout(f"no connection became free within {self.queue_timeout_s:g}s") from None
+            raise
+
+    async def _give(self, _Item held, int why):
+        cdef int verdict = why
+        if why < 0 and not self.closed:
+            if self.waiting and (self.core.max_requests == 0 or held.item.requests < self.core.max_requests) and self._now() < held.item.retire_ms:
+                held.item.requests += 1
+                self.core.reuses += 1
+                if self._wake(held):             # stays busy: promised, never idle in between
+                    return
+                held.item.requests -= 1
+                self.core.reuses -= 1
+            verdict = pool_release(&held.item, self._now())
+            if verdict < 0:
+                return
+        self._forget(held, CLOSE_DRAIN if verdict < 0 else verdict)
+        await self._close(held.connection)
+
+    async def _close(self, connection):
+        close = self.close_one
+        if close is None:
+            close = getattr(connection, "aclose", None) or getattr(connection, "close", None)
+            done = close() if close is not None else None
+        else:
+            done = close(connection)
+        if inspect.isawaitable(done):
+            await done
+
+    async def expire(self):
+        """Close connections that idled too long or are too old; returns how many."""
+        cdef _Item held
+        n = 0
+        while True:
+            owner = self._oldest()
+            if owner is None:
+                return n
+            held = self.items[owner]
+            self._forget(held, CLOSE_IDLE)
+            await self._close(held.connection)
+            n += 1
+
+    def _oldest(self):
+        cdef PoolItem *item = pool_oldest(&self.core, self._now())
+        return None if item == NULL else item.owner
+
+    async def aclose(self):
+        """Close idle connections now, and those in use as they come back. Waiters get PoolTimeout."""
+        cdef _Waiting w
+        self.closed = True
+        self.core.draining = 1
+        while self.waiting:
+            w = self.waiting.popleft()
+            waiters_drop(&self.queue, &w.waiter)
+            if not w.future.done():
+                w.future.set_exception(PoolTimeout("the pool was closed"))
+        await self.expire()
+
+    def stats(self):
+        """Counts since the start, and gauges: opens, reuses, reuse_ratio, in_use, idle, opening, waiting, waits, closed by reason."""
+        used = self.core.opens + self.core.reuses
+        return {"opens": self.core.opens, "reuses": self.core.reuses, "reuse_ratio": self.core.reuses / used if used else 0.0, "in_use": self.core.n_busy,
+                "idle": self.core.n_idle, "opening": self.core.n_opening, "waiting": self.queue.n, "waits": self.waits,
+                "closed": {word: self.core.closed[i] for i, word in enumerate(CLOSE_WORDS)}, "illegal_moves": self.core.illegal}
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, kind, value, traceback):
+        await self.aclose()
+        return False
