@@ -5,17 +5,19 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgpack
 
 MESSAGE_BYTES = 65536
+TEXT_BYTES = 8192  # the longest text in a message: a reason is cut, never lost
 FDS = 8
+QUEUE_BYTES = 1 << 20
 
 
 class Channel:
-    """One end. `send(op, fd=…, **values)`; `receive()` gives (message, descriptors) or None at end of file."""
+    """One end. Not thread-safe. `send` never blocks; `receive` does as the socket does."""
 
     def __init__(self, sock: socket.socket):
         self.sock = sock
@@ -25,33 +27,32 @@ class Channel:
     def pair() -> tuple[Channel, socket.socket]:
         """Our end, and the raw other end to be passed to a child."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, QUEUE_BYTES)
         return Channel(ours), theirs
 
     def fileno(self) -> int:
+        """The descriptor; -1 once closed."""
         return self.sock.fileno()
 
-    def send(self, op: str, fds: list[int] | None = None, **values: Any) -> bool:
-        """False when the other end is gone (or does not read: then it is as good as gone)."""
-        data = msgpack.packb({"op": op, **values})
+    def send(self, op: str, fds: Sequence[int] = (), **values: Any) -> bool:
+        """Send one message with copies of `fds`. False when the other end is gone (or does not read: then it is as good as gone)."""
+        data = msgpack.packb({"op": op, **{k: v[:TEXT_BYTES] if isinstance(v, str) else v for k, v in values.items()}})
         try:
-            socket.send_fds(self.sock, [data], fds or [])
+            socket.send_fds(self.sock, [data], list(fds))
         except OSError:
             return False
         return True
 
     def receive(self) -> tuple[dict[str, Any], list[int]] | None:
-        """The next message. BlockingIOError when none waits; None at the end."""
-        data, fds, _flags, _from = socket.recv_fds(self.sock, MESSAGE_BYTES, FDS)
-        for fd in fds:
-            os.set_inheritable(fd, False)
+        """The next message and its descriptors, which are the caller's. None at the end of file; BlockingIOError when none waits."""
+        data, fds, _flags, _from = socket.recv_fds(self.sock, MESSAGE_BYTES, FDS, socket.MSG_CMSG_CLOEXEC)
         if not data:
             return None
         return msgpack.unpackb(data), fds
 
     def pump(self, handle: Callable[[dict[str, Any], list[int]], None], ended: Callable[[], None]) -> None:
-        """Handle all messages that wait; call `ended` at the end of file. Descriptors not taken by `handle` are its to close."""
+        """Hand every waiting message to `handle`, then close its descriptors; at the end of file call `ended`."""
         while self.sock.fileno() >= 0:
             try:
                 got = self.receive()
@@ -62,7 +63,13 @@ class Channel:
             if got is None:
                 ended()
                 return
-            handle(*got)
+            message, fds = got
+            try:
+                handle(message, fds)
+            finally:
+                for fd in fds:
+                    os.close(fd)
 
     def close(self) -> None:
+        """Close this end; the other sees the end of file."""
         self.sock.close()

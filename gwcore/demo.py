@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import tempfile
-import time
 from urllib.parse import parse_qs, urlsplit
 
 CONFIG = """\
@@ -28,9 +27,10 @@ gwcore demo. The gateway is on http://127.0.0.1:{port}, its admin on http://127.
   curl -i http://127.0.0.1:{port}/proxy                 an answer from the gateway itself
   curl -i http://127.0.0.1:{port}/json                  proxied to the embedded upstream
   curl -d hello http://127.0.0.1:{port}/echo            what the upstream sees of a request
-  curl -i http://127.0.0.1:{port}/delay?ms=200          a slow answer
+  curl -i "http://127.0.0.1:{port}/delay?ms=200"        a slow answer
   curl -s http://127.0.0.1:{admin}/status               everything it knows about itself
   curl -s http://127.0.0.1:{admin}/metrics              the same for Prometheus
+  curl -X POST http://127.0.0.1:{admin}/reload          read {path} again
   wrk -t1 -c64 -d5s http://127.0.0.1:{port}/proxy       its speed alone
   wrk -t1 -c64 -d5s http://127.0.0.1:{port}/json        with an upstream (the embedded one is the slower part)
 """
@@ -84,43 +84,55 @@ class Upstream(asyncio.Protocol):
             self.transport.write(text)  # type: ignore[attr-defined]
 
 
-def serve_upstream(ready_fd: int) -> None:
-    """Run the embedded upstream; writes its port to ready_fd."""
+def serve_upstream(ready_fd: int, life_fd: int) -> None:
+    """Run the embedded upstream until nobody holds the other end of the pipe life_fd. Writes its port to ready_fd."""
     import uvloop
 
     async def amain() -> None:
-        server = await asyncio.get_running_loop().create_server(Upstream, "127.0.0.1", 0, backlog=1024)
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(Upstream, "127.0.0.1", 0, backlog=1024)
+        over = asyncio.Event()
+        loop.add_reader(life_fd, over.set)
         os.write(ready_fd, str(server.sockets[0].getsockname()[1]).encode())
         os.close(ready_fd)
-        await server.serve_forever()
+        await over.wait()
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the gateway, which still needs us to drain
     uvloop.run(amain())
+
+
+def start_upstream() -> int:
+    """Start the embedded upstream in a process which ends after this one (and those it leaves behind); returns its port."""
+    ready, ready_end = os.pipe()
+    life, life_end = os.pipe()
+    if os.fork() == 0:
+        os.close(ready)
+        os.close(life_end)
+        try:
+            serve_upstream(ready_end, life)
+        finally:
+            os._exit(0)
+    os.close(ready_end)
+    os.close(life)
+    os.set_inheritable(life_end, True)  # an upgrade in place keeps it
+    port = os.read(ready, 16)
+    os.close(ready)
+    if not port:
+        raise OSError("the embedded upstream did not start; its messages stand above")
+    return int(port)
 
 
 def main(port: int = 8080, admin: int = 9901) -> int:
     """Run the demo until a signal; returns the exit status."""
     from gwcore.supervisor import run
 
-    here, there = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(here)
-        serve_upstream(there)
-        os._exit(0)
-    os.close(there)
-    upstream = int(os.read(here, 16))
-    os.close(here)
-    fd, path = tempfile.mkstemp(prefix="gwcore-demo-", suffix=".yaml")
-    os.write(fd, CONFIG.format(port=port, admin=admin, upstream=upstream).encode())
-    os.close(fd)
-    print(TRY.format(port=port, admin=admin), flush=True)
-    try:
+    upstream = start_upstream()
+    with tempfile.TemporaryDirectory(prefix="gwcore-demo-") as directory:
+        path = os.path.join(directory, "demo.yaml")
+        with open(path, "w", encoding="ascii") as f:
+            f.write(CONFIG.format(port=port, admin=admin, upstream=upstream))
+        print(TRY.format(port=port, admin=admin, path=path), flush=True)
         return run(path)
-    finally:
-        os.unlink(path)
-        os.kill(pid, signal.SIGTERM)
-        time.sleep(0.05)
 
 
 if __name__ == "__main__":

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from typing import Any
 
 from gwcore.config.schema import Config, split_address
+
+LOOK_S = 0.1
+ADMIN_S = 15.0  # a reload waits for all workers
+NOT_IN_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff]")  # JSON lets them stand in a text, YAML does not
 
 
 class Gateway:
@@ -29,6 +35,7 @@ class Gateway:
     def __init__(self, config: Config):
         self.config = config
         self._process: subprocess.Popen[bytes] | None = None
+        self._directory: tempfile.TemporaryDirectory[str] | None = None
         self._file = ""
 
     @property
@@ -44,33 +51,32 @@ class Gateway:
     def start(self, timeout: float = 10.0) -> None:
         """Start and wait up to `timeout` seconds until it serves. RuntimeError when it ends instead, TimeoutError when it is late."""
         if self._process is not None:
-            raise RuntimeError("the gateway runs already")
-        fd, self._file = tempfile.mkstemp(prefix="gwcore-", suffix=".yaml")
-        with os.fdopen(fd, "w") as f:
-            f.write(_as_yaml(self.config))
-        self._process = subprocess.Popen([sys.executable, "-m", "gwcore", "run", "-c", self._file])
-        deadline = time.monotonic() + timeout
-        while not self._accepts():
-            if self._process.poll() is not None:
-                status = self._process.returncode
-                self._forget()
-                raise RuntimeError(f"the gateway ended with status {status}; its messages are on stderr")
-            if time.monotonic() > deadline:
-                self.stop(0)
-                raise TimeoutError(f"the gateway did not accept connections within {timeout:g}s")
-            time.sleep(0.01)
+            raise RuntimeError("the gateway runs already; stop it first")
+        self._directory = tempfile.TemporaryDirectory(prefix="gwcore-")
+        self._file = os.path.join(self._directory.name, "gateway.yaml")
+        self._write(self.config)
+        path = os.path.join(self._directory.name, "ready")  # a service manager's socket: the gateway says READY=1 there
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
+            ready.bind(path)
+            ready.settimeout(LOOK_S)
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "gwcore", "run", "-c", self._file], env={**os.environ, "NOTIFY_SOCKET": path}
+            )
+            deadline = time.monotonic() + timeout
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    if ready.recv(100) == b"READY=1":
+                        return
+                if (status := self._process.poll()) is not None:
+                    self._forget()
+                    raise RuntimeError(f"the gateway ended with status {status}; its messages are on stderr")
+                if time.monotonic() > deadline:
+                    self.stop(0)
+                    raise TimeoutError(f"the gateway did not serve within {timeout:g}s; its messages are on stderr")
 
-    def _accepts(self) -> bool:
-        host, port = split_address(self.address)
-        try:
-            if port:
-                socket.create_connection((host if host != "0.0.0.0" else "127.0.0.1", port), 1).close()
-            else:
-                with socket.socket(socket.AF_UNIX) as s:
-                    s.connect(host)
-        except OSError:
-            return False
-        return True
+    def _write(self, config: Config) -> None:
+        with open(self._file, "w", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600)) as f:
+            f.write(_as_yaml(config))
 
     def stop(self, timeout: float = 40.0) -> int:
         """Drain and end; returns the exit status. After `timeout` seconds it is killed."""
@@ -87,7 +93,9 @@ class Gateway:
 
     def _forget(self) -> None:
         self._process = None
-        os.unlink(self._file)
+        if self._directory is not None:
+            self._directory.cleanup()
+            self._directory = None
 
     def run(self) -> int:
         """Start, wait until the gateway ends (by a signal, for example Ctrl-C), return its exit status."""
@@ -101,29 +109,36 @@ class Gateway:
             except KeyboardInterrupt:  # the gateway got it too and drains
                 continue
 
-    def _admin(self, path: str, method: str = "GET") -> Any:
+    def _admin(self, path: str, method: str = "GET") -> tuple[int, Any]:
+        """Status and JSON of an answer of the admin interface."""
         host, port = split_address(self.config.admin.address)
-        request = urllib.request.Request(f"http://{host}:{port}{path}", method=method)
-        if self.config.admin.token:
-            request.add_header("Authorization", f"Bearer {self.config.admin.token}")
-        with urllib.request.urlopen(request, timeout=15) as answer:
-            return json.load(answer)
+        connection = http.client.HTTPConnection(host, port or None, timeout=ADMIN_S)
+        if not port:
+            connection.sock = socket.socket(socket.AF_UNIX)
+            connection.sock.settimeout(ADMIN_S)
+            connection.sock.connect(host)
+        headers = {"Authorization": f"Bearer {self.config.admin.token}"} if self.config.admin.token else {}
+        try:
+            connection.request(method, path, headers=headers)
+            answer = connection.getresponse()
+            return answer.status, json.load(answer)
+        finally:
+            connection.close()
 
     def status(self) -> dict[str, Any]:
         """What /status says. OSError when the admin address does not answer."""
-        return dict(self._admin("/status"))
+        return dict(self._admin("/status")[1])
 
-    def reload(self, config: Config) -> None:
-        """Let the running gateway take another configuration; nothing is interrupted. RuntimeError says why it was refused."""
-        from urllib.error import HTTPError
-
-        with open(self._file, "w") as f:
-            f.write(_as_yaml(config))
-        try:
-            self._admin("/reload", "POST")
-        except HTTPError as refused:
-            raise RuntimeError("; ".join(json.load(refused)["errors"])) from None
+    def reload(self, config: Config) -> list[str]:
+        """Let the running gateway take another configuration; nothing is interrupted. Returns warnings; RuntimeError says why it was
+        refused, and then nothing has changed."""
+        self._write(config)
+        status, result = self._admin("/reload", "POST")
+        if status != 200:
+            self._write(self.config)  # the next upgrade or reload by signal reads the file
+            raise RuntimeError("; ".join(result["errors"]))
         self.config = config
+        return list(result["warnings"])
 
     def __enter__(self) -> Gateway:
         self.start()
@@ -137,4 +152,5 @@ def _as_yaml(config: Config) -> str:
     """The configuration as a file that reads back to the same models: JSON is YAML, durations and sizes get their units back."""
     from gwcore.config.dump import dump
 
-    return json.dumps(dump(config), indent=1).replace("$", "$$")
+    text = json.dumps(dump(config), indent=1, ensure_ascii=False).replace("$", "$$")
+    return NOT_IN_YAML.sub(lambda m: f"\\u{ord(m[0]):04x}", text)

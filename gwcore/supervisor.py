@@ -1,141 +1,142 @@
-"""The supervisor: configuration, listening sockets, workers, reload, drain, upgrade. It serves no traffic itself."""
+"""The supervisor: configuration, listening sockets, signals, reload, drain, upgrade. It serves no traffic itself; `crew` has the workers."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
-import json
 import os
 import resource
 import signal
 import socket
-import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Literal
 
-from gwcore import zygote
+from gwcore import upgrade, zygote
 from gwcore.control import Channel
+from gwcore.crew import Crew, Plan, say
 
 if TYPE_CHECKING:
+    from gwcore.admin.server import Admin
     from gwcore.config.load import Loaded
-    from gwcore.config.schema import Config
+    from gwcore.config.schema import AccessLog, Config
 
-PREPARE_S = 10.0
-BACKOFF_S = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-LIVED_S = 10.0  # a worker that lived so long starts the backoff anew
 WATCH_S = 1.0
-INHERIT = "GWCORE_LISTENERS"
+ALARM_S = 10.0  # at most one alarm line per worker in this time
+ADMIN_BACKLOG = 128
+STOP_S = 0.5  # what a worker gets to end itself when told to stop now
 
 
-def say(text: str) -> None:
-    """One line for the operator, on stderr."""
-    print(f"gwcore: {text}", file=sys.stderr, flush=True)
+def notify(state: str) -> None:
+    """Tell the service manager, when there is one (sd_notify)."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if path:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
+            s.sendto(state.encode(), "\0" + path[1:] if path[0] == "@" else path)
 
 
-@dataclass
-class WorkerSlot:
-    """What the supervisor knows of one worker."""
+def open_log(log: AccessLog) -> int:
+    """A descriptor of the access log, -1 when it is off. SetupError when it cannot be opened."""
+    from gwcore.sockets import SetupError
 
-    number: int
-    channel: Channel | None = None
-    pid: int = 0
-    started: float = 0.0
-    version: int = 0
-    failures: int = 0
-    restarts: int = 0
-    paused: int = 0
-    verdict: asyncio.Future[str] | None = None
-    listening: set[str] = field(default_factory=set)
+    if log.path == "off":
+        return -1
+    if log.path == "-":
+        return os.dup(1)
+    try:
+        return os.open(log.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    except OSError as why:
+        raise SetupError(
+            f"cannot open access_log.path {log.path}: {why.strerror}; make the directory, or let this user write there"
+        ) from None
 
 
 class Supervisor:
-    """Runs until a signal ends it. `reload()` may be called by the admin interface."""
+    """Runs until a signal ends it. `reload()` may be called by the admin interface.
 
-    def __init__(self, loaded: Loaded, config_path: str, spawner: Channel, workers: int):
+    `arguments` are those of the command line, for an upgrade.
+    """
+
+    def __init__(self, loaded: Loaded, config_path: str, spawner: Channel, workers: int, arguments: list[str]):
         from gwcore._speedups.shm import Segment
+        from gwcore.sockets import Listeners
 
-        self.loaded, self.config_path, self.spawner = loaded, config_path, spawner
-        self.config: Config = loaded.config
+        self.loaded, self.config_path, self.arguments = loaded, config_path, arguments
         self.segment = Segment.create(workers)
-        self.slots = [WorkerSlot(i) for i in range(workers)]
-        self.sockets: dict[str, list[socket.socket]] = {}
-        self.version = 0
-        self.plan_fd = -1
-        self.log_fd = -1
+        self.listeners = Listeners(workers)
+        self.admin_sockets = Listeners(1)
+        self.crew = Crew(self, spawner, self.segment, self.listeners)
+        self.admin: Admin | None = None
+        self.versions = 0
         self.started = time.time()
-        self.ready = False
-        self.stopping = False
+        self.upgrades = 0
+        self.state: Literal["starting", "serving", "leaving", "draining"] = "starting"
         self.last_reload: dict[str, Any] = {}
+        self.reloads = {"ok": 0, "refused": 0}
         self.reloading = asyncio.Lock()
-        self.done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self.admin_task: asyncio.Task[None] | None = None
+        self.loop = asyncio.get_running_loop()
+        self.done: asyncio.Future[int] = self.loop.create_future()
+        self.status = 0
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self.alarms = [(0, -ALARM_S)] * workers  # pauses told, and when
+
+    @property
+    def config(self) -> Config:
+        """The configuration in use."""
+        return self.loaded.config
 
     # ---- start ----
 
     async def run(self) -> int:
-        loop = asyncio.get_running_loop()
-        self.open_log()
-        self.inherit_sockets()
+        """Start, serve until the end; returns the exit status. SetupError when something needed cannot be had."""
+        self.inherit(upgrade.receive())
+        log_fd = open_log(self.config.access_log)
         self.open_sockets(self.config)
-        self.new_plan(self.config)
+        self.listeners.listen(self.config.listeners)
+        self.listen_admin(self.config)
         for s, action in (
             (signal.SIGTERM, self.stop),
             (signal.SIGINT, self.stop),
-            (signal.SIGHUP, self.on_hup),
-            (signal.SIGUSR1, self.reopen_logs),
-            (signal.SIGUSR2, self.on_upgrade),
+            (signal.SIGHUP, lambda: self.start_task(self.reload())),
+            (signal.SIGUSR1, self.reopen_log),
+            (signal.SIGUSR2, lambda: self.start_task(self.upgrade())),
         ):
-            loop.add_signal_handler(s, action)
-        for slot in self.slots:
-            self.spawn(slot)
-        self.admin_task = loop.create_task(self.serve_admin())
-        loop.call_later(WATCH_S, self.watch)
+            self.loop.add_signal_handler(s, action)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # an upgrade blocks them on its way here
+        self.crew.start(self.compile(self.config), [x.address for x in self.config.listeners], self.config.timeouts.drain, log_fd)
+        self.loop.call_later(WATCH_S, self.watch)
         status = await self.done
-        await self.close_admin()
+        if self.admin:
+            await self.admin.stop()
         return status
 
-    def open_log(self) -> None:
-        path = self.config.access_log.path
-        if self.log_fd >= 0:
-            os.close(self.log_fd)
-        self.log_fd = -1
-        if path == "-":
-            self.log_fd = os.dup(1)
-        elif path != "off":
-            self.log_fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
+    def inherit(self, legacy: upgrade.Legacy) -> None:
+        self.listeners.inherit(legacy.listeners, [x.address for x in self.config.listeners])
+        self.admin_sockets.inherit(legacy.admin, [self.config.admin.address])
+        self.crew.adopt(legacy.elders)
+        self.started = legacy.started or self.started
+        self.upgrades = legacy.upgrades
 
-    def inherit_sockets(self) -> None:
-        """After an upgrade of the code the listening sockets are there already, by descriptor number."""
-        for address, fds in json.loads(os.environ.pop(INHERIT, "{}")).items():
-            for fd in fds:
-                os.set_inheritable(fd, False)
-            self.sockets[address] = [socket.socket(fileno=fd) for fd in fds]
+    def open_sockets(self, config: Config) -> tuple[list[str], list[str]]:
+        """Bind the new addresses of listeners and admin; returns them. BindError leaves everything as it was."""
+        from gwcore.sockets import BindError
 
-    def open_sockets(self, config: Config) -> list[str]:
-        """Open what is new; returns those addresses. BindError leaves everything as it was."""
-        from gwcore.sockets import BindError, open_listener
-
-        fresh: list[str] = []
+        fresh = self.listeners.open([x.address for x in config.listeners])
         try:
-            for listener in config.listeners:
-                have = self.sockets.get(listener.address, [])
-                if len(have) != len(self.slots):
-                    if have:
-                        for s in set(have):
-                            s.close()
-                    self.sockets[listener.address] = open_listener(listener, len(self.slots))
-                    fresh.append(listener.address)
-        except BindError:
-            for address in fresh:
-                for s in set(self.sockets.pop(address)):
-                    s.close()
-            raise
-        return fresh
+            return fresh, self.admin_sockets.open([config.admin.address])
+        except BindError as why:
+            self.listeners.close(fresh)
+            raise BindError(f"admin.address: {why}") from None
 
-    def new_plan(self, config: Config) -> int:
-        """Compile config into a sealed memfd; it becomes the plan that new workers get. Returns its descriptor."""
+    def listen_admin(self, config: Config) -> None:
+        from gwcore.sockets import listen
+
+        listen(config.admin.address, self.admin_sockets.sockets[config.admin.address], ADMIN_BACKLOG)
+
+    def compile(self, config: Config) -> Plan:
+        """Compile config into a sealed memfd of the next version."""
         from gwcore.config.compile import compile_plan
 
         blob = compile_plan(config, self.segment, self.config_path)
@@ -144,288 +145,226 @@ class Supervisor:
         while view:
             view = view[os.write(fd, view) :]
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
-        self.version += 1
-        if self.plan_fd >= 0:
-            os.close(self.plan_fd)
-        self.plan_fd = fd
-        return fd
+        self.versions += 1
+        return Plan(self.versions, fd)
 
-    # ---- workers ----
+    def start_task(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = self.loop.create_task(work)
+        self.tasks.add(task)  # the loop itself keeps only weak references
+        task.add_done_callback(self.tasks.discard)
 
-    def spawn(self, slot: WorkerSlot) -> None:
-        """Have the zygote fork a worker for the slot; it gets the committed plan, the slot's sockets and the log."""
-        if self.stopping:
-            return
-        channel, theirs = Channel.pair()
-        slot.channel, slot.started, slot.pid, slot.listening = channel, time.monotonic(), 0, set()
-        sent = self.spawner.send("fork", [theirs.fileno(), self.segment.fd], worker=slot.number)
-        theirs.close()
-        if not sent:
-            say("the process that forks workers is gone; stopping")
-            self.finish(1)
-            return
-        asyncio.get_running_loop().add_reader(
-            channel.fileno(), lambda: channel.pump(lambda m, fds: self.on_message(slot, m), lambda: self.on_gone(slot, channel))
+    # ---- what the crew tells ----
+
+    def crew_serves(self) -> None:
+        """Now the world may know, and what can wait begins."""
+        workers = len(self.crew.slots)
+        self.state = "serving"
+        say(
+            f"serving on {', '.join(x.address for x in self.config.listeners)} with {workers} worker{'s'[: workers > 1]}, admin on {self.config.admin.address}"
         )
-        channel.send("prepare", [self.plan_fd], version=self.version)
+        notify("READY=1")
+        self.crew.relieve()
+        self.loop.call_soon(self.start_admin)
 
-    def on_message(self, slot: WorkerSlot, message: dict[str, Any]) -> None:
-        op = message["op"]
-        if op == "hello":
-            slot.pid = message["pid"]
-        elif op in ("ready", "refused") and slot.verdict is not None and not slot.verdict.done():
-            slot.verdict.set_result("" if op == "ready" else message["why"])
-        elif op == "ready" and slot.channel is not None:
-            slot.channel.send("commit", version=message["version"])
-        elif op == "refused":
-            say(f"worker {slot.number} refused the plan: {message['why']}")
-        elif op == "committed" and slot.channel is not None:
-            slot.version = message["version"]
-            self.equip(slot)
+    def start_admin(self) -> None:
+        from gwcore.admin.server import Admin  # its imports take longer than all of the start before them
 
-    def equip(self, slot: WorkerSlot) -> None:
-        """After a commit: the log, new listeners, and the end of old ones."""
-        assert slot.channel is not None
-        if not slot.listening:
-            slot.channel.send("log", [self.log_fd] if self.log_fd >= 0 else [])
-        wanted = {listener.address for listener in self.config.listeners}
-        for address in wanted - slot.listening:
-            slot.channel.send("listen", [self.sockets[address][slot.number].fileno()], address=address)
-        for address in slot.listening - wanted:
-            slot.channel.send("unlisten", address=address)
-        slot.listening = wanted
-        if not self.ready and not self.stopping and all(s.listening for s in self.slots):
-            self.ready = True
-            say(
-                "serving on "
-                + ", ".join(sorted(wanted))
-                + f" with {len(self.slots)} worker{'s'[: len(self.slots) > 1]}, admin on {self.config.admin.address}"
-            )
+        if not self.done.done():
+            self.admin = Admin(self)
+            self.admin.start(self.admin_sockets.sockets[self.config.admin.address][0])
 
-    def on_gone(self, slot: WorkerSlot, channel: Channel) -> None:
-        """A worker ended. In a stop that was asked for; otherwise it crashed: its successor takes over lane and sockets."""
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(channel.fileno())
-        channel.close()
-        if slot.channel is not channel:
-            return
-        slot.channel = None
-        self.segment.retire(slot.number)
-        if slot.verdict is not None and not slot.verdict.done():
-            slot.verdict.set_result(f"worker {slot.number} died")
-        if self.stopping:
-            if all(s.channel is None for s in self.slots):
-                self.finish(0)
-            return
-        slot.failures = 0 if time.monotonic() - slot.started > LIVED_S else slot.failures + 1
-        slot.restarts += 1
-        delay = BACKOFF_S[min(slot.failures, len(BACKOFF_S)) - 1] if slot.failures else 0.0
-        say(f"worker {slot.number} (pid {slot.pid}) died; replacing it" + (f" in {delay:g}s" if delay else ""))
-        if delay:
-            loop.call_later(delay, self.spawn, slot)
-        else:
-            self.spawn(slot)
+    def crew_gone(self) -> None:
+        self.finish(self.status)
+
+    def crew_failed(self, why: str, *, final: bool) -> None:
+        if final:
+            say(f"{why}; stopping")
+            self.finish(1)
+        else:  # a process with a loop must not fork, but it may begin anew: the workers serve on
+            say(f"{why}; starting anew in place")
+            self.become()
 
     # ---- reload ----
 
-    def on_hup(self) -> None:
-        asyncio.get_running_loop().create_task(self.reload())
-
     async def reload(self) -> dict[str, Any]:
-        """Read the file again and let every worker take the new plan, or none. Returns {"ok", "version", "errors"}."""
+        """Read the file again and let every worker take the new plan, or none. Returns {"ok", "version", "errors", "warnings"}."""
         async with self.reloading:
             result = await self._reload()
-        self.last_reload = {**result, "time": time.time()}
+            self.last_reload = {**result, "time": time.time()}
+            self.reloads["ok" if result["ok"] else "refused"] += 1
         say(
-            f"reloaded {self.config_path}: plan {self.version}"
+            f"reloaded {self.config_path}: plan {result['version']}"
             if result["ok"]
             else "reload refused, nothing changed:\n  " + "\n  ".join(result["errors"])
         )
+        for warning in result["warnings"]:
+            say(f"warning: {warning}")
         return result
 
     async def _reload(self) -> dict[str, Any]:
         from gwcore.config.compile import worker_count
         from gwcore.config.load import ConfigErrors, load_file
-        from gwcore.sockets import BindError
+        from gwcore.sockets import SetupError
 
-        if not self.config_path:
-            return {"ok": False, "errors": ["this gateway runs without a configuration file"]}
-        try:
-            loaded = await asyncio.get_running_loop().run_in_executor(None, load_file, self.config_path)
-            fresh = self.open_sockets(loaded.config)
-        except ConfigErrors as bad:
-            return {"ok": False, "errors": [str(e) for e in bad.errors]}
-        except BindError as bad:
-            return {"ok": False, "errors": [str(bad)]}
-        notes = []
-        if loaded.config.workers != "auto" and worker_count(loaded.config) != len(self.slots):
-            notes.append(f"workers: still {len(self.slots)}; the number changes at the next start or upgrade")
-        old_fd, old_version = os.dup(self.plan_fd), self.version
-        fd = self.new_plan(loaded.config)
-        errors = await self._prepare(fd)
-        if errors:
-            os.close(self.plan_fd)
-            self.plan_fd = old_fd
-            for slot in self.slots:
-                if slot.channel is not None:
-                    slot.channel.send("discard", version=self.version)
-            for address in fresh:
-                for s in set(self.sockets.pop(address)):
-                    s.close()
-            self.version = old_version
-            return {"ok": False, "errors": errors}
-        os.close(old_fd)
-        gone = {x.address for x in self.config.listeners} - {x.address for x in loaded.config.listeners}
-        old_log = self.config.access_log.path
-        self.loaded, self.config = loaded, loaded.config
-        for slot in self.slots:
-            if slot.channel is not None:
-                slot.channel.send("commit", version=self.version)
-        if old_log != self.config.access_log.path:
-            self.reopen_logs()
-        if gone:
-            asyncio.get_running_loop().call_later(1.0, self._close_sockets, gone)  # the workers take in what is queued first
-        return {"ok": True, "version": self.version, "errors": [], "warnings": [str(w) for w in loaded.warnings] + notes}
+        def refused(*errors: str) -> dict[str, Any]:
+            return {"ok": False, "version": self.crew.plan.version, "errors": list(errors), "warnings": []}
 
-    async def _prepare(self, fd: int) -> list[str]:
-        """PREPARE at every living worker; the reasons of those that refuse."""
-        loop = asyncio.get_running_loop()
-        asked = [s for s in self.slots if s.channel is not None and s.listening]
-        for slot in asked:
-            slot.verdict = loop.create_future()
-            assert slot.channel is not None
-            slot.channel.send("prepare", [fd], version=self.version)
-        errors = []
-        for slot in asked:
-            assert slot.verdict is not None
+        log_fd: int | None = None
+        with contextlib.ExitStack() as undo:
             try:
-                why = await asyncio.wait_for(slot.verdict, PREPARE_S)
-            except TimeoutError:
-                why = f"worker {slot.number} did not answer within {PREPARE_S:g}s"
-            slot.verdict = None
-            if why and why != f"worker {slot.number} died":
-                errors.append(why)
-        return errors
+                loaded = await self.loop.run_in_executor(None, load_file, self.config_path)
+                config = loaded.config
+                if self.state != "serving":
+                    return refused(f"the gateway is {self.state}; it reloads only while it serves")
+                fresh, fresh_admin = self.open_sockets(config)
+                undo.callback(self.listeners.close, fresh)
+                undo.callback(self.admin_sockets.close, fresh_admin)
+                if config.access_log.path != self.config.access_log.path:
+                    log_fd = open_log(config.access_log)
+                    undo.callback(close_if_open, log_fd)
+                plan = self.compile(config)
+                undo.callback(os.close, plan.fd)
+            except ConfigErrors as bad:
+                return refused(*map(str, bad.errors))
+            except (SetupError, ValueError, OSError) as why:
+                return refused(str(why))
+            errors = await self.crew.prepare(plan)
+            if errors:
+                return refused(*errors)
+            undo.callback(self.crew.forget, plan)
+            if self.state != "serving":
+                return refused(f"the gateway is {self.state}")
+            try:
+                self.listeners.listen(config.listeners)
+                self.listen_admin(config)
+            except SetupError as why:
+                return refused(str(why))
+            undo.pop_all()
+        self.commit(loaded, plan, log_fd)
+        notes = []
+        if config.workers != "auto" and worker_count(config) != len(self.crew.slots):
+            notes.append(f"workers: still {len(self.crew.slots)}; the number changes at the next start or upgrade")
+        return {"ok": True, "version": plan.version, "errors": [], "warnings": [*map(str, loaded.warnings), *notes]}
 
-    def _close_sockets(self, addresses: set[str]) -> None:
-        for address in addresses - {x.address for x in self.config.listeners}:
-            for s in set(self.sockets.pop(address, [])):
-                s.close()
-            if address.startswith("unix:"):
-                os.unlink(address[5:])
+    def commit(self, loaded: Loaded, plan: Plan, log_fd: int | None) -> None:
+        """The point of no return: every worker is ready for the plan, and every new socket listens."""
+        before, self.loaded = self.config, loaded
+        addresses = [x.address for x in self.config.listeners]
+        self.listeners.close(self.listeners.sockets.keys() - set(addresses))
+        self.crew.commit(plan, addresses, self.config.timeouts.drain)
+        if log_fd is not None:
+            self.crew.use_log(log_fd)
+        if before.admin.address != self.config.admin.address:
+            self.start_task(self.move_admin(before.admin.address))
 
-    def reopen_logs(self) -> None:
+    async def move_admin(self, old: str) -> None:
+        if self.admin:
+            await self.admin.stop()
+        self.start_admin()
+        self.admin_sockets.close([old])
+
+    def reopen_log(self) -> None:
+        """SIGUSR1, for log rotation."""
+        from gwcore.sockets import SetupError
+
         try:
-            self.open_log()
-        except OSError as why:
-            say(
-                f"cannot open the access log {self.config.access_log.path}: {why.strerror}; logging is off until SIGUSR1 finds it"
-            )
-        for slot in self.slots:
-            if slot.channel is not None and slot.listening:
-                slot.channel.send("log", [self.log_fd] if self.log_fd >= 0 else [])
+            self.crew.use_log(open_log(self.config.access_log))
+        except SetupError as why:
+            say(f"{why}. The old file is written on")
 
     # ---- the end ----
 
     def stop(self) -> None:
-        """First time: drain. Second time: now."""
-        if self.stopping:
-            say("stopping now")
-            for slot in self.slots:
-                if slot.channel is not None:
-                    slot.channel.send("stop")
-            asyncio.get_running_loop().call_later(0.5, self.finish, 0)
+        """First time: not ready, and after the delay drain. Second time: now."""
+        if self.state in ("leaving", "draining"):
+            self.cut("stopping now", 1)
             return
-        self.stopping = True
-        self.ready = False
-        asyncio.get_running_loop().call_later(self.config.timeouts.drain_delay, self.drain)
+        self.state = "leaving"
+        notify("STOPPING=1")
+        delay = self.config.timeouts.drain_delay
+        if delay:
+            say(f"not ready any more; draining in {delay:g}s")
+            self.loop.call_later(delay, self.drain)
+        else:
+            self.drain()
 
     def drain(self) -> None:
-        say(f"draining, at most {self.config.timeouts.drain:g}s")
-        for slot in self.slots:
-            if slot.channel is not None:
-                slot.channel.send("drain")
-        for sockets in self.sockets.values():
-            for s in set(sockets):
-                s.close()
-        if all(s.channel is None for s in self.slots):
-            self.finish(0)
+        if self.state == "draining":
             return
-        asyncio.get_running_loop().call_later(self.config.timeouts.drain, self.cut)
+        self.state = "draining"
+        most = self.config.timeouts.drain
+        say(f"draining, at most {most:g}s")
+        self.listeners.close(list(self.listeners.sockets))  # before the workers empty the queues, so that nothing new joins them
+        self.crew.drain()
+        self.loop.call_later(most, self.cut, "the drain time is over; closing what is left", 0)
 
-    def cut(self) -> None:
+    def cut(self, why: str, status: int) -> None:
+        if self.done.done():
+            return
+        say(why)
+        self.state, self.status = "draining", status
+        self.crew.stop()
+        self.loop.call_later(STOP_S, self.kill)
+
+    def kill(self) -> None:
         if not self.done.done():
-            say("the drain time is over; closing what is left")
-            for slot in self.slots:
-                if slot.channel is not None:
-                    slot.channel.send("stop")
-            asyncio.get_running_loop().call_later(0.5, self.finish, 0)
+            self.crew.kill()
+            self.finish(self.status)
 
     def finish(self, status: int) -> None:
         if not self.done.done():
-            for address in self.sockets:
-                if address.startswith("unix:") and os.path.exists(address[5:]):
-                    os.unlink(address[5:])
+            self.listeners.close(list(self.listeners.sockets))
             self.done.set_result(status)
 
-    def on_upgrade(self) -> None:
-        """SIGUSR2: check the file with the new code, then become the new code. Workers see the end of their channel and drain."""
-        check = subprocess.run(
-            [sys.executable, "-m", "gwcore", "check", "-c", self.config_path], capture_output=True, text=True, check=False
+    # ---- upgrade ----
+
+    async def upgrade(self) -> None:
+        """SIGUSR2: let the installed code check the file; if it likes it, become that code. Old workers serve until the new ones do."""
+        async with self.reloading:
+            why = await upgrade.check(self.config_path)
+            if not why and self.state != "serving":
+                why = f"the gateway is {self.state}"
+            if why:
+                say(f"upgrade refused, nothing changed:\n{why}")
+                return
+            say("upgrading in place")
+            self.become()
+
+    def become(self) -> None:
+        """Become the installed code. Comes back only when that is impossible."""
+        legacy = upgrade.Legacy(
+            self.listeners.numbers(), self.admin_sockets.numbers(), self.crew.legacy(), self.started, self.upgrades + 1
         )
-        if check.returncode:
-            say(
-                "upgrade refused, nothing changed: the new code does not accept the configuration\n" + check.stderr + check.stdout
-            )
-            return
-        fds: dict[str, list[int]] = {}
-        for address, sockets in self.sockets.items():
-            fds[address] = [s.fileno() for s in sockets]
-            for s in set(sockets):
-                os.set_inheritable(s.fileno(), True)
-        os.environ[INHERIT] = json.dumps(fds)
-        say("upgrading in place")
-        workers = ["--workers", str(len(self.slots))]
-        os.execv(sys.executable, [sys.executable, "-m", "gwcore", "run", "-c", self.config_path, *workers])
+        try:
+            upgrade.become(legacy, self.arguments)
+        except OSError as why:
+            say(f"cannot start {sys.executable}: {why.strerror}; nothing changed")
 
     # ---- watching ----
 
     def watch(self) -> None:
-        """Once a second: has a worker stopped accepting?"""
-        for slot in self.slots:
-            figures = self.segment.worker_figures(slot.number)
-            if figures["accept_paused"] > slot.paused:
+        """Once a second: has a worker stopped accepting? The data plane only counts, it cannot call."""
+        now = time.monotonic()
+        for i, (told, when) in enumerate(self.alarms):
+            figures = self.segment.worker_figures(i)
+            news = figures["accept_paused"] - told
+            if news and now - when >= ALARM_S:
                 say(
-                    f"alarm: worker {slot.number} has used its descriptors ({figures['connections']} client connections) and paused accepting "
-                    f"{figures['accept_paused'] - slot.paused} times; idle connections are closed first. Raise the descriptor limit (gwcore doctor)"
+                    f"alarm: worker {i} has used its descriptors ({figures['connections']} client connections) and paused accepting "
+                    f"{news} times; idle connections are closed first. Raise the descriptor limit (gwcore doctor)"
                 )
-            slot.paused = figures["accept_paused"]
+                self.alarms[i] = (figures["accept_paused"], now)
         if not self.done.done():
-            asyncio.get_running_loop().call_later(WATCH_S, self.watch)
+            self.loop.call_later(WATCH_S, self.watch)
 
-    def status(self) -> dict[str, Any]:
-        """What /status shows."""
-        from gwcore.admin.status import build
 
-        return build(self)
-
-    async def serve_admin(self) -> None:
-        while not self.ready and not self.stopping:
-            await asyncio.sleep(0.01)  # the first answer to a client comes before our own comforts
-        from gwcore.admin.server import serve
-
-        try:
-            await serve(self)
-        except OSError as why:
-            say(f"cannot serve admin on {self.config.admin.address}: {why.strerror or why}; traffic is not affected")
-
-    async def close_admin(self) -> None:
-        if self.admin_task is not None:
-            self.admin_task.cancel()
-            await asyncio.gather(self.admin_task, return_exceptions=True)
+def close_if_open(fd: int) -> None:
+    if fd >= 0:
+        os.close(fd)
 
 
 def raise_descriptor_limit() -> None:
+    """Soft limit to the hard one; workers inherit it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -437,10 +376,11 @@ def run(config_path: str, workers: int | None = None) -> int:
 
     raise_descriptor_limit()
     spawner = zygote.start()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # as PID 1 of a container we inherit the children of others
     from gwcore.config.compile import worker_count
     from gwcore.config.load import ConfigErrors, load_file
 
+    config_path = os.path.abspath(config_path)
     try:
         loaded = load_file(config_path)
     except ConfigErrors as bad:
@@ -451,15 +391,17 @@ def run(config_path: str, workers: int | None = None) -> int:
         say(f"warning: {warning}")
     import uvloop
 
-    from gwcore.sockets import BindError
+    from gwcore.sockets import SetupError
+
+    arguments = ["run", "-c", config_path, *(["--workers", str(workers)] if workers else [])]
 
     async def main() -> int:
-        return await Supervisor(loaded, os.path.abspath(config_path), spawner, workers or worker_count(loaded.config)).run()
+        return await Supervisor(loaded, config_path, spawner, workers or worker_count(loaded.config), arguments).run()
 
     try:
         return uvloop.run(main())
-    except BindError as why:
+    except SetupError as why:
         say(str(why))
-    except OSError as why:
+    except (OSError, ValueError) as why:
         say(f"cannot start: {why}")
     return 1

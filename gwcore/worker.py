@@ -1,4 +1,7 @@
-"""A worker process: uvloop, one data plane, one control channel. It does what the supervisor says and drains when that is gone."""
+"""A worker process: uvloop, one data plane, one control channel. It does what the supervisor says and drains when that is gone.
+
+An error in here is not mended but ends the process: the supervisor has a clean successor within milliseconds.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from typing import Any
 
@@ -16,46 +20,86 @@ from gwcore._speedups.plane import Plane
 from gwcore.control import Channel
 
 DRAIN_LOOK_S = 0.02
-IDLE_GRACE_MS = 300  # an idle connection is closed at a drain when nothing came on it for so long
+IDLE_GRACE_S = 0.3  # at a drain an idle connection is closed when nothing came on it for so long
 COLLECT_S = 1.0
+ORPHAN_DRAIN_S = 30.0  # until the supervisor has said what timeouts.drain is
 
 
 class Worker:
+    """One worker. Ends by its future `done`, whose result is the exit status."""
+
     def __init__(self, number: int, channel: Channel, segment_fd: int):
         self.channel = channel
         self.plane = Plane(number, segment_fd)
         self.loop = asyncio.get_running_loop()
         self.done: asyncio.Future[int] = self.loop.create_future()
-        self.draining = False
+        self.serving = False
         self.drain_since = 0.0
+        self.drain_s = ORPHAN_DRAIN_S
+        self.preparing: set[int] = set()
 
     async def run(self) -> int:
+        """Serve until drained or told to stop."""
         self.loop.add_reader(self.plane.fileno(), self.plane.drain)
         self.loop.add_reader(self.channel.fileno(), lambda: self.channel.pump(self.handle, self.orphaned))
         self.loop.add_signal_handler(signal.SIGTERM, self.drain, 0)
         self.channel.send("hello", pid=os.getpid())
-        status = await self.done
-        self.loop.remove_reader(self.plane.fileno())
-        self.plane.close()
-        return status
+        try:
+            return await self.done
+        finally:
+            self.loop.remove_reader(self.plane.fileno())
+            self.plane.close()
 
     def handle(self, message: dict[str, Any], fds: list[int]) -> None:
         try:
             getattr(self, "on_" + message.pop("op"))(*fds, **message)
-        finally:
-            for fd in fds:
-                os.close(fd)
+        except Exception as why:
+            self.end(why)
+
+    def end(self, how: int | Exception) -> None:
+        if self.done.done():
+            return
+        if isinstance(how, int):
+            self.done.set_result(how)
+        else:
+            self.done.set_exception(how)
+
+    # ---- plans ----
 
     def on_prepare(self, fd: int, version: int) -> None:
+        """The first plan is made ready at once; a later one in a thread, so that ten thousand regular expressions stop no traffic."""
+        self.preparing.add(version)
+        if self.serving:
+            threading.Thread(target=self._prepare, args=(os.dup(fd), version), daemon=True).start()
+        else:
+            self._prepare(os.dup(fd), version)
+
+    def _prepare(self, fd: int, version: int) -> None:
+        why = ""
         try:
             self.plane.prepare(version, fd)
-        except (ValueError, MemoryError) as why:
-            self.channel.send("refused", version=version, why=str(why) or "out of memory")
+        except (ValueError, MemoryError) as refusal:
+            why = str(refusal) or "out of memory"
+        finally:
+            os.close(fd)
+        if self.serving:
+            self.loop.call_soon_threadsafe(self._prepared, version, why)
+        else:
+            self._prepared(version, why)
+
+    def _prepared(self, version: int, why: str) -> None:
+        if version not in self.preparing:  # discarded meanwhile
+            self.plane.discard(version)
+        elif why:
+            self.channel.send("refused", version=version, why=why)
         else:
             self.channel.send("ready", version=version)
 
-    def on_commit(self, version: int) -> None:
+    def on_commit(self, version: int, drain_s: float) -> None:
+        self.preparing.discard(version)
+        self.drain_s = drain_s
         self.plane.commit(version)
+        self.serving = True
         self.channel.send("committed", version=version)
         self._collect()
 
@@ -64,7 +108,10 @@ class Worker:
             self.loop.call_later(COLLECT_S, self._collect)
 
     def on_discard(self, version: int) -> None:
+        self.preparing.discard(version)
         self.plane.discard(version)
+
+    # ---- sockets and log ----
 
     def on_listen(self, fd: int, address: str) -> None:
         self.plane.listen(address, fd)
@@ -75,38 +122,33 @@ class Worker:
     def on_log(self, fd: int = -1) -> None:
         self.plane.set_log(fd)
 
-    def on_counts(self) -> None:
-        self.channel.send("counts", **self.plane.counts())
+    # ---- the end ----
 
     def on_drain(self) -> None:
         self.drain(0)
 
     def on_stop(self) -> None:
-        if not self.done.done():
-            self.done.set_result(0)
+        self.end(0)
 
     def orphaned(self) -> None:
-        """The supervisor is gone (or has become another program): finish what is under way."""
+        """The supervisor is gone: finish what is under way, within the time that a stop has."""
         self.loop.remove_reader(self.channel.fileno())
         self.drain(1)
+        self.loop.call_later(self.drain_s, self.end, 1)
 
     def drain(self, status: int) -> None:
-        if not self.draining:
-            self.draining = True
+        if not self.drain_since:
             self.drain_since = time.monotonic()
             self.plane.begin_drain()
             self._look(status)
 
     def _look(self, status: int) -> None:
-        if self.done.done():
-            return
-        busy = self.plane.busy()
         left = self.plane.counts()["connections"]
-        if not busy and left and time.monotonic() - self.drain_since > IDLE_GRACE_MS / 1000:
-            left = self.plane.close_idle(IDLE_GRACE_MS)
+        if left and not self.plane.busy() and time.monotonic() - self.drain_since > IDLE_GRACE_S:
+            left = self.plane.close_idle(int(IDLE_GRACE_S * 1000))
         if not left:
-            self.done.set_result(status)
-        else:
+            self.end(status)
+        elif not self.done.done():
             self.loop.call_later(DRAIN_LOOK_S, self._look, status)
 
 

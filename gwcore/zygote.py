@@ -1,19 +1,23 @@
 """The zygote: a small single-threaded process that has everything imported which a worker needs, and forks workers in milliseconds.
 
-It is forked from the supervisor before that has a loop or a thread. Workers are its children; it ends when the supervisor does.
+It is forked from the supervisor before that has a loop or a thread. Workers are its children; it reports how they ended, and ends when
+the supervisor does.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import sys
 import traceback
+from pathlib import Path
+from typing import Any
 
 from gwcore.control import Channel
 
-NAME = "gwcore-zygote"
+FOR_SUPERVISOR = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def start() -> Channel:
@@ -23,43 +27,57 @@ def start() -> Channel:
     sys.stderr.flush()
     if os.fork() == 0:
         channel.close()
-        status = 1
-        try:
-            _serve(theirs)
-            status = 0
-        except BaseException:  # noqa: BLE001  the process ends here, whatever happened
-            traceback.print_exc()
-        finally:
-            os._exit(status)
+        _end_after(_serve, theirs)
     theirs.close()
     return channel
 
 
-def _serve(sock: socket.socket) -> None:
-    for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(s, signal.SIG_IGN)  # the supervisor decides
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+def _end_after(work: Any, *args: Any) -> None:
+    """Run `work`, whose result is an exit status, and end the process there, whatever happens: no caller's frame may run on here."""
+    status = 1
+    try:
+        status = work(*args)
+    except BaseException:  # noqa: BLE001
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _name(name: str) -> None:
+    """What `ps -o comm` and `top` show."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(name)
+
+
+def _serve(sock: socket.socket) -> int:
     import gc
 
+    for s in FOR_SUPERVISOR:  # a Ctrl-C reaches the whole group, but the supervisor decides
+        signal.signal(s, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    _name("gwcore-zygote")
     import gwcore.worker
 
     gc.collect()
     gc.freeze()  # pages stay shared after the fork
     channel = Channel(sock)
     sock.setblocking(True)
+
+    def reap(*_: object) -> None:
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                channel.send("ended", pid=ended[0], status=os.waitstatus_to_exitcode(ended[1]))
+
+    signal.signal(signal.SIGCHLD, reap)
     while (got := channel.receive()) is not None:
         message, fds = got
         if os.fork() == 0:
-            sock.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            status = 1
-            try:
-                status = gwcore.worker.main(message["worker"], socket.socket(fileno=fds[0]), fds[1])
-            except BaseException:  # noqa: BLE001
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(status)
+            sock.close()
+            _name(f"gwcore-w{message['worker']}")
+            _end_after(gwcore.worker.main, message["worker"], socket.socket(fileno=fds[0]), fds[1])
         for fd in fds:
             os.close(fd)
+    return 0

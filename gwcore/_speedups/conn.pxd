@@ -99,6 +99,7 @@ cdef struct Worker:          # one per process; the context of everything
     Link runnable            # Node: client connections to be looked at again before the turn ends
     Lane *lane
     Segment_ *segment
+    Link held                # Node: client connections not read while the log's ring is full
     Link serve               # upstreams whose queue may move on
     LocalPlan *plan          # the current one
     Ring *ring               # access log; NULL = off

@@ -34,12 +34,14 @@ from gwcore._speedups.reasons cimport (
     R_CLIENT_WRITE_TIMEOUT, R_CONNECT_TIMEOUT, R_HEADERS_TOO_LARGE, R_HEADER_TIMEOUT, R_METHOD_NOT_ALLOWED, R_NO_ROUTE,
     R_QUEUE_TIMEOUT, R_RESPONSE_IDLE, R_RESPONSE_TIMEOUT, R_UPSTREAM_WRITE_TIMEOUT, R_URI_TOO_LONG, reason_row,
 )
+from gwcore._speedups.ring cimport ring_room
 from gwcore._speedups.router cimport RouteQuery, router_find
 from gwcore._speedups.slab cimport slab_take
+from gwcore._speedups.timer cimport timer_arm
 from gwcore._speedups.story cimport (
     REQ_DISCARD, REQ_DONE, REQ_STREAM, X_ANSWERING, X_DISCARDING, X_FLUSHING, X_QUEUED, X_SENT, Exchange,
 )
-from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL, RC_OK
+from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL, RC_OK, link_append, link_drop
 from gwcore._speedups.upstream cimport Upstream
 from gwcore.pool cimport CLOSE_IDLE, CLOSE_MAX_AGE, CLOSE_PEER, CLOSE_STALE
 from gwcore._speedups.ends cimport (
@@ -52,11 +54,22 @@ from gwcore._speedups.relay cimport (
 
 # ---- request heads ------------------------------------------------------------------------------------------------
 
+cdef enum:
+    LOG_ROOM = 1 << 18       # of the ring: what requests under way may still need
+    LOG_LOOK_MS = 20
+
+
 cdef void client_input(Worker *w, Conn *c) noexcept nogil:
     """Read and begin what can be begun. The connection is idle or in the middle of a head."""
     cdef const char *at
     cdef size_t size, before
     cdef int rc
+    if w.ring != NULL and w.plan.head.log_block and ring_room(w.ring) < LOG_ROOM:
+        link_drop(&c.run.link)                       # access_log.full: block; the tick looks again
+        link_append(&w.held, &c.run.link)
+        if w.tick.due_ms == 0:
+            timer_arm(&w.wheel, &w.tick, w.now_ms + LOG_LOOK_MS)
+        return
     if c.input != NULL and c.state == C_IDLE:        # pipelined bytes
         at, size = buf_bytes(c.input), c.input.len
         before = 0
@@ -181,7 +194,7 @@ cdef Exchange *exchange_new(Worker *w, Conn *c, const Head *h) noexcept nogil:
     x.http10 = h.http10
     x.te_trailers = h.te_trailers
     x.keep_alive = h.keep_alive and not w.draining and c.requests < w.plan.head.requests_per_connection \
-        and w.now_ms - c.opened_ms < w.plan.head.connection_age_ms
+        and w.now_ms - c.opened_ms < <uint64_t>w.plan.head.connection_age_ms * (900 + c.item.slot * 37 % 201) // 1000    # spread by 10 %
     x.idempotent = h.has_key or h.method == M_GET or h.method == M_HEAD or h.method == M_OPTIONS or h.method == M_PUT or h.method == M_DELETE
     if h.chunked:
         x.request_kind = BODY_CHUNKED

@@ -191,8 +191,8 @@ cdef int fields_check(Head *h) noexcept nogil:
         end = field_end(h, i)
         if f.value_len == 0:                 # llhttp's span of an empty value may stand behind the line
             f.value = f.name + f.name_len + 1
-        # a line ends in CR LF and holds no other; a name touches its colon
-        if h.base[f.name + f.name_len] != c':' or end < f.value + f.value_len + 2 or h.base[end - 1] != c'\n' or h.base[end - 2] != c'\r':
+        # a line ends in CR LF and holds no other; a name touches its colon (older llhttp let a space stand between)
+        if not BYTE_CLASS[<uint8_t>h.base[f.name + f.name_len - 1]] & B_TOKEN or h.base[f.name + f.name_len] != c':' or end < f.value + f.value_len + 2 or h.base[end - 1] != c'\n' or h.base[end - 2] != c'\r':
             return R_BAD_HEADER
         trim(h, f)
         if f.id == 0:

@@ -128,7 +128,7 @@ def self_test():
         if (tells(b"POST /a?b HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody", LLHTTP_REQUEST, b"u/a?bfHostvxfContent-Lengthv4", 3)
                 and tells(b"HTTP/1.1 503 No\r\nA: b\r\nContent-Length: 4\r\n\r\nbody", LLHTTP_RESPONSE, b"fAvbfContent-Lengthv4", 503)
                 and refuses(b"NOPE / HTTP/1.1\r\n", HPE_INVALID_METHOD)
-                and refuses(b"GET / HTTP/1.1\r\nA : b\r\n", HPE_INVALID_HEADER_TOKEN)):
+                and refuses(b"GET / HTTP/1.1\r\nA(: b\r\n", HPE_INVALID_HEADER_TOKEN)):
             return order
     import httptools
     raise ImportError(f"the llhttp in httptools {httptools.__version__} does not behave as expected; install {SUPPORTED}")

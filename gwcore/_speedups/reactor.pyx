@@ -22,7 +22,7 @@ from gwcore._speedups.sys cimport (
     timerfd_settime, timespec,
 )
 from gwcore._speedups.timer cimport Timer, timer_arm, timer_init, wheel_advance, wheel_init, wheel_next_ms, wheel_pop
-from gwcore._speedups.types cimport Link, Node, link_drop, link_empty, link_init, link_push
+from gwcore._speedups.types cimport Link, Node, link_append, link_drop, link_empty, link_init, link_push
 from gwcore._speedups.upstream cimport Upstream
 
 cdef enum:
@@ -94,6 +94,7 @@ cdef bint reactor_open(Reactor *r) noexcept nogil:
     timer_init(&w.tick, 0, TIMER_WORKER)
     link_init(&w.lru)
     link_init(&w.runnable)
+    link_init(&w.held)
     link_init(&w.serve)
     return True
 
@@ -311,8 +312,14 @@ cdef void timer_soon(Worker *w) noexcept nogil:
 
 
 cdef void tick(Reactor *r) noexcept nogil:
-    """Only while something waits: accepting that was paused goes on when a twentieth of the descriptors is free again."""
+    """Only while something waits: accepting that was paused goes on when a twentieth of the descriptors is free again, connections held
+    back by a full log are looked at again."""
     cdef Worker *w = &r.w
+    cdef Link *node
+    while not link_empty(&w.held):
+        node = w.held.next
+        link_drop(node)
+        link_append(&w.runnable, node)
     cdef uint32_t enough = w.fd_limit - w.fd_limit // 20
     if w.accept_paused:
         if w.fds < enough:

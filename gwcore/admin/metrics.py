@@ -9,9 +9,14 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+import gwcore
+
 if TYPE_CHECKING:
     from gwcore.supervisor import Supervisor
 
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+MAX_SERIES = 10_000  # routes and upstreams share it by halves; those that no longer fit are added up under the name "other"
+OTHER = "other"
 WORKER_COUNTERS = {
     "accepted": ("gwcore_connections_accepted_total", "Client connections accepted"),
     "bytes_in": ("gwcore_received_bytes_total", "Bytes of requests read"),
@@ -19,12 +24,17 @@ WORKER_COUNTERS = {
     "log_dropped": ("gwcore_log_lines_dropped_total", "Access log lines dropped because the ring was full"),
     "accept_paused": ("gwcore_accept_pauses_total", "Times that accepting stopped for want of descriptors"),
     "shed_idle": ("gwcore_idle_connections_shed_total", "Idle client connections closed to make room"),
+    "illegal_moves": ("gwcore_illegal_moves_total", "State changes that should not be possible; any is a bug"),
 }
 WORKER_GAUGES = {
     "connections": ("gwcore_connections", "Client connections open"),
     "exchanges": ("gwcore_requests_in_flight", "Requests under way"),
     "upstream_connections": ("gwcore_upstream_connections", "Upstream connections open"),
     "buffer_bytes": ("gwcore_buffer_bytes", "Bytes of buffers in use"),
+}
+ROUTE_BYTES = {
+    "bytes_in": ("gwcore_route_received_bytes_total", "Bytes of requests read"),
+    "bytes_out": ("gwcore_route_sent_bytes_total", "Bytes of answers written"),
 }
 UPSTREAM_COUNTERS = {
     "opens": ("gwcore_upstream_opens_total", "Connections opened"),
@@ -33,71 +43,79 @@ UPSTREAM_COUNTERS = {
     "queue_timeout": ("gwcore_upstream_queue_timeouts_total", "Requests that waited too long"),
     "retries": ("gwcore_upstream_retries_total", "Requests sent again"),
 }
+UPSTREAM_GAUGES = {
+    "waiting": "Requests waiting for a connection",
+    "in_use": "Connections that serve a request",
+    "idle": "Connections waiting for a request",
+    "connecting": "Connections being made",
+}
 
 
 class SegmentCollector(Collector):
     """Collects from a supervisor's segment."""
 
-    def __init__(self, supervisor: Supervisor):
-        self.supervisor = supervisor
+    def __init__(self, supervisor: Supervisor, max_series: int = MAX_SERIES):
+        self.supervisor, self.max_series = supervisor, max_series
 
     def collect(self) -> Iterable[Any]:
         s = self.supervisor
         snap = s.segment.snapshot()
+        build = GaugeMetricFamily("gwcore_build_info", "Always 1; the version is in the label", labels=["version"])
+        build.add_metric([gwcore.__version__], 1)
+        yield build
+        yield GaugeMetricFamily("gwcore_start_time_seconds", "When the gateway was started, unix time", value=s.started)
+        yield GaugeMetricFamily("gwcore_ready", "1 while /readyz says ready", value=s.state == "serving")
+        yield GaugeMetricFamily("gwcore_workers", "Workers that serve", value=sum(x.up for x in s.crew.slots))
+        yield CounterMetricFamily(
+            "gwcore_worker_restarts_total", "Workers replaced after a crash", value=sum(x.restarts for x in s.crew.slots)
+        )
+        yield GaugeMetricFamily("gwcore_plan_version", "Number of the configuration plan in use", value=s.crew.plan.version)
+        yield _family("gwcore_reloads_total", "Reloads asked for, by result", "result", s.reloads)
         for key, (name, text) in WORKER_COUNTERS.items():
             yield CounterMetricFamily(name, text, value=sum(w[key] for w in snap["workers"]))
         for key, (name, text) in WORKER_GAUGES.items():
             yield GaugeMetricFamily(name, text, value=sum(w[key] for w in snap["workers"]))
-        yield GaugeMetricFamily(
-            "gwcore_workers", "Workers that serve", value=sum(bool(x.listening and x.channel) for x in s.slots)
-        )
-        yield CounterMetricFamily(
-            "gwcore_worker_restarts_total", "Workers replaced after a crash", value=sum(x.restarts for x in s.slots)
-        )
-        yield GaugeMetricFamily("gwcore_plan_version", "Number of the configuration plan in use", value=s.version)
-        reasons = CounterMetricFamily(
-            "gwcore_failures_total", "Requests and connections that failed, by reason", labels=["reason"]
-        )
-        for word, n in snap["reasons"].items():
-            reasons.add_metric([word], n)
-        yield reasons
-        yield from self._routes(snap["routes"])
-        yield from self._upstreams(snap["upstreams"])
+        yield _family("gwcore_failures_total", "Requests and connections that failed, by reason", "reason", snap["reasons"])
+        yield from _routes(fold(snap["routes"], self.max_series // 2))
+        yield from _upstreams(fold(snap["upstreams"], self.max_series // 2))
 
-    def _routes(self, routes: dict[str, Any]) -> Iterable[Any]:
-        requests = CounterMetricFamily(
-            "gwcore_requests_total", "Requests answered, by class of status", labels=["route", "status"]
-        )
-        seconds = HistogramMetricFamily("gwcore_request_seconds", "Time of whole requests", labels=["route"])
-        for name, r in routes.items():
-            for status, n in r["requests"].items():
-                if n:
-                    requests.add_metric([name, status], n)
-            _histogram(seconds, name, r["seconds"])
-        yield requests
-        yield seconds
 
-    def _upstreams(self, upstreams: dict[str, Any]) -> Iterable[Any]:
-        for key, (name, text) in UPSTREAM_COUNTERS.items():
-            family = CounterMetricFamily(name, text, labels=["upstream"])
-            for upstream, u in upstreams.items():
-                family.add_metric([upstream], u[key])
-            yield family
-        for key in ("waiting", "in_use", "idle", "connecting"):
-            gauge = GaugeMetricFamily(f"gwcore_upstream_{key}", f"Now {key.replace('_', ' ')}", labels=["upstream"])
-            for upstream, u in upstreams.items():
-                gauge.add_metric([upstream], u[key])
-            yield gauge
-        closed = CounterMetricFamily(
-            "gwcore_upstream_closed_total", "Connections closed, by reason", labels=["upstream", "reason"]
-        )
-        seconds = HistogramMetricFamily("gwcore_upstream_seconds", "Time to the response head", labels=["upstream"])
+def _family(name: str, text: str, label: str, values: dict[str, int]) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, text, labels=[label])
+    for value, n in values.items():
+        family.add_metric([value], n)
+    return family
+
+
+def _routes(routes: dict[str, Any]) -> Iterable[Any]:
+    requests = CounterMetricFamily("gwcore_requests_total", "Requests answered, by class of status", labels=["route", "status"])
+    seconds = HistogramMetricFamily("gwcore_request_seconds", "Time of whole requests", labels=["route"])
+    for name, r in routes.items():
+        for status, n in r["requests"].items():
+            requests.add_metric([name, status], n)
+        _histogram(seconds, name, r["seconds"])
+    yield requests
+    yield seconds
+    for key, (metric, text) in ROUTE_BYTES.items():
+        yield _family(metric, text, "route", {name: r[key] for name, r in routes.items()})
+
+
+def _upstreams(upstreams: dict[str, Any]) -> Iterable[Any]:
+    for key, (name, text) in UPSTREAM_COUNTERS.items():
+        yield _family(name, text, "upstream", {upstream: u[key] for upstream, u in upstreams.items()})
+    for key, text in UPSTREAM_GAUGES.items():
+        gauge = GaugeMetricFamily(f"gwcore_upstream_{key}", text, labels=["upstream"])
         for upstream, u in upstreams.items():
-            for reason, n in u["closed"].items():
-                closed.add_metric([upstream, reason], n)
-            _histogram(seconds, upstream, u["seconds"])
-        yield closed
-        yield seconds
+            gauge.add_metric([upstream], u[key])
+        yield gauge
+    closed = CounterMetricFamily("gwcore_upstream_closed_total", "Connections closed, by reason", labels=["upstream", "reason"])
+    seconds = HistogramMetricFamily("gwcore_upstream_seconds", "Time to the response head", labels=["upstream"])
+    for upstream, u in upstreams.items():
+        for reason, n in u["closed"].items():
+            closed.add_metric([upstream, reason], n)
+        _histogram(seconds, upstream, u["seconds"])
+    yield closed
+    yield seconds
 
 
 def _histogram(family: HistogramMetricFamily, label: str, h: dict[str, Any]) -> None:
@@ -105,7 +123,43 @@ def _histogram(family: HistogramMetricFamily, label: str, h: dict[str, Any]) -> 
     family.add_metric([label], buckets, h["sum"])
 
 
+def fold(entries: dict[str, Any], max_series: int) -> dict[str, Any]:
+    """The first entries as they are, as many as fit into max_series; the sum of the others as "other".
+
+    The segment gives its names in order of their first appearance, so that an entry never moves and no counter goes back.
+    """
+    if not entries:
+        return entries
+    fit = max(1, max_series // _numbers(next(iter(entries.values()))) - 1)
+    names = [name for name in entries if name != OTHER]
+    if len(names) <= fit:
+        return entries
+    out = {name: entries[name] for name in names[:fit]}
+    rest = [entries[name] for name in entries if name not in out]
+    out[OTHER] = rest[0]
+    for entry in rest[1:]:
+        out[OTHER] = _sum(out[OTHER], entry)
+    return out
+
+
+def _numbers(value: Any) -> int:
+    """How many series an entry makes."""
+    if isinstance(value, dict):
+        return sum(map(_numbers, value.values()))
+    return len(value) + 1 if isinstance(value, list) else 1
+
+
+def _sum(a: Any, b: Any) -> Any:
+    """Two entries of one shape added up; [edge, count] pairs keep their edge."""
+    if isinstance(a, dict):
+        return {key: _sum(a[key], b[key]) for key in a}
+    if isinstance(a, list):
+        return [[edge, n + m] for (edge, n), (_, m) in zip(a, b, strict=True)]
+    return a + b
+
+
 def render(supervisor: Supervisor) -> bytes:
+    """The text of /metrics."""
     registry = CollectorRegistry()
     registry.register(SegmentCollector(supervisor))
     return generate_latest(registry)

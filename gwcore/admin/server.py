@@ -1,7 +1,8 @@
-"""The admin server: starlette on uvicorn, in the supervisor's loop. uvicorn takes no signals and writes no log."""
+"""The admin server: starlette on uvicorn, in the supervisor's loop. uvicorn takes no signals, writes no log and does not tick."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hmac
 import socket
@@ -14,23 +15,20 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from gwcore.admin.metrics import render
-from gwcore.config.schema import split_address
+from gwcore.admin.metrics import CONTENT_TYPE, render
+from gwcore.admin.status import build
 
 if TYPE_CHECKING:
     from gwcore.supervisor import Supervisor
 
-
-class _Server(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield  # they are the supervisor's
+Handler = Callable[[Request], Awaitable[Response]]
+GRACE_S = 1  # for requests under way when the server stops
 
 
 def build_app(s: Supervisor) -> Starlette:
     """The application. With a token configured everything but the two probes asks for it."""
 
-    def guarded(handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    def guarded(handler: Handler) -> Handler:
         async def check(request: Request) -> Response:
             token = s.config.admin.token
             if token and not hmac.compare_digest(request.headers.get("authorization", "").encode(), f"Bearer {token}".encode()):
@@ -40,22 +38,20 @@ def build_app(s: Supervisor) -> Starlette:
         return check
 
     async def metrics(_: Request) -> Response:
-        return Response(render(s), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(render(s), media_type=CONTENT_TYPE)
 
     async def status(_: Request) -> Response:
-        return JSONResponse(s.status())
+        return JSONResponse(build(s))
 
     async def healthz(_: Request) -> Response:
         return PlainTextResponse("ok\n")
 
     async def readyz(_: Request) -> Response:
-        if s.ready:
-            return PlainTextResponse("ready\n")
-        return PlainTextResponse("draining\n" if s.stopping else "starting\n", 503)
+        return PlainTextResponse("ready\n") if s.state == "serving" else PlainTextResponse(f"{s.state}\n", 503)
 
     async def reload(request: Request) -> Response:
-        if request.headers.get("origin"):  # a page in the operator's browser has no business here
-            return PlainTextResponse("cross-origin requests are refused\n", 403)
+        if "origin" in request.headers or request.headers.get("sec-fetch-site", "none") != "none":
+            return PlainTextResponse("a page in a browser may not reload the gateway\n", 403)
         result = await s.reload()
         return JSONResponse(result, 200 if result["ok"] else 422)
 
@@ -70,31 +66,46 @@ def build_app(s: Supervisor) -> Starlette:
     )
 
 
-def bind(address: str) -> socket.socket:
-    host, port = split_address(address)
-    if not port:
-        s = socket.socket(socket.AF_UNIX)
-        with contextlib.suppress(FileNotFoundError):
-            import os
+class _Server(uvicorn.Server):
+    """uvicorn looks ten times a second whether it should stop; here it is told."""
 
-            os.unlink(host)
-        s.bind(host)
-    else:
-        family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        s = socket.socket(family, socket.SOCK_STREAM)
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        s.bind(where)
-    s.listen(128)
-    return s
+    def __init__(self, config: uvicorn.Config):
+        super().__init__(config)
+        self.stopped = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield  # they are the supervisor's
+
+    async def main_loop(self) -> None:
+        await self.stopped.wait()
 
 
-async def serve(supervisor: Supervisor) -> None:
-    """Serve until cancelled. OSError when the address cannot be had."""
-    sock = bind(supervisor.config.admin.address)
-    config = uvicorn.Config(
-        build_app(supervisor), log_config=None, access_log=False, lifespan="off", server_header=False, timeout_graceful_shutdown=1
-    )
-    try:
-        await _Server(config).serve(sockets=[sock])
-    finally:
-        sock.close()
+class Admin:
+    """The server, which may be started again on another socket after it was stopped."""
+
+    def __init__(self, supervisor: Supervisor):
+        self.app = build_app(supervisor)
+        self.server: _Server | None = None
+        self.task: asyncio.Task[None] | None = None
+
+    def start(self, listening: socket.socket) -> None:
+        """Serve on a duplicate of a listening socket."""
+        config = uvicorn.Config(
+            self.app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            server_header=False,
+            date_header=False,
+            timeout_graceful_shutdown=GRACE_S,
+        )
+        self.server = _Server(config)
+        self.task = asyncio.get_running_loop().create_task(self.server.serve(sockets=[listening.dup()]))
+
+    async def stop(self) -> None:
+        """Finish the requests under way, at most a second, and end."""
+        if self.server and self.task:
+            self.server.stopped.set()
+            await asyncio.wait([self.task])
+            self.server = self.task = None

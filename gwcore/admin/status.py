@@ -20,28 +20,24 @@ def build(s: Supervisor) -> dict[str, Any]:
         upstream["reuse_ratio"] = round(upstream["reuses"] / used, 4) if used else 0.0
         upstream["requests_per_connection"] = round(used / upstream["opens"], 2) if upstream["opens"] else 0.0
     workers = [
-        {
-            "number": slot.number,
-            "pid": slot.pid,
-            "plan": slot.version,
-            "restarts": slot.restarts,
-            "up": bool(slot.listening and slot.channel),
-            **figures,
-        }
-        for slot, figures in zip(s.slots, snapshot["workers"], strict=True)
+        {"number": slot.number, "pid": slot.pid, "plan": slot.version, "restarts": slot.restarts, "up": slot.up, **figures}
+        for slot, figures in zip(s.crew.slots, snapshot["workers"], strict=True)
     ]
     return {
         "version": gwcore.__version__,
         "pid": os.getpid(),
         "uptime_s": round(time.time() - s.started, 1),
-        "ready": s.ready,
-        "draining": s.stopping,
+        "upgrades": s.upgrades,
+        "state": s.state,
+        "ready": s.state == "serving",
+        "draining": s.state == "draining",
         "config": s.config_path,
-        "plan": s.version,
+        "plan": s.crew.plan.version,
         "listeners": [x.address for x in s.config.listeners],
         "warnings": [str(w) for w in s.loaded.warnings],
         "last_reload": s.last_reload,
         "workers": workers,
+        "workers_draining": len(s.crew.elders),
         "reasons": snapshot["reasons"],
         "routes": snapshot["routes"],
         "upstreams": snapshot["upstreams"],

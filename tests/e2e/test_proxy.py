@@ -215,7 +215,7 @@ def test_truncated_answers_are_cut(upstream):
                 and b'"reason":"upstream_reset"' in r.body
                 and r.get("Proxy-Status") == 'gwcore; error=connection_terminated; details="upstream_reset"'
             )
-        assert p.reasons() == {"response_truncated": 2, "upstream_reset": 1}
+        wait_until(lambda: p.reasons() == {"response_truncated": 2, "upstream_reset": 1})
 
 
 def test_bytes_behind_an_answer_close_the_upstream_connection(upstream):
@@ -275,7 +275,7 @@ def test_connect_refused_names_its_reason():
         s.sendall(get())
         r = read_reply(s)
         assert r.status == 502 and b"connect_refused" in r.body and r.get("Content-Type") == "application/problem+json"
-        assert p.reasons() == {"connect_refused": 1}
+        wait_until(lambda: p.reasons() == {"connect_refused": 1})
 
 
 def test_another_endpoint_is_tried_when_one_cannot_be_connected(upstream):
@@ -306,7 +306,7 @@ def test_idle_answer_is_cut(upstream):
     with plane(proxy_config(up.address, upstream="timeouts: {idle: 100ms}")) as p, p.connect() as s:
         s.sendall(get())
         assert read_all(s).endswith(b"\r\n\r\n1")
-        assert p.reasons() == {"response_idle": 1}
+        wait_until(lambda: p.reasons() == {"response_idle": 1})
 
 
 def test_header_and_body_timeouts(upstream):
@@ -499,3 +499,33 @@ def test_log_line_has_every_field(upstream, tmp_path):
     )
     assert second["status"] in (400, 501) and list(second) == list(first)
     assert "secret" not in path.read_text() and "xyz" not in path.read_text()
+
+
+def test_a_full_log_blocks_when_asked_to(upstream, tmp_path):
+    """access_log.full: block. A pipe that nobody reads fills the ring; requests wait, and go on when it is read."""
+    import os
+    import threading
+
+    up = upstream(echo_handler)
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    path = "/" + "x" * 700
+    try:
+        with plane(proxy_config(up.address, extra="access_log: {full: block, flush: 1ms}"), log=str(fifo)) as p, p.connect() as s:
+            answered = 0
+            s.settimeout(0.5 * SLACK)
+            try:
+                for _ in range(1500):
+                    s.sendall(get(path))
+                    read_reply(s, timeout=0.5)
+                    answered += 1
+            except TimeoutError:
+                pass
+            assert 300 < answered < 1400
+            assert p.segment.snapshot()["workers"][0]["log_dropped"] == 0
+            os.set_blocking(reader, True)
+            threading.Thread(target=lambda: [None for _ in iter(lambda: os.read(reader, 65536), b"")], daemon=True).start()
+            assert read_reply(s).status == 200
+    finally:
+        pass
