@@ -15,4 +15,4 @@ GWCORE_BUILD=asan ../../../.venv/bin/python setup.py -q build_ext --inplace > ..
 export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 export LD_PRELOAD="$(gcc -print-file-name=libasan.so):$(gcc -print-file-name=libubsan.so)"
 export GWCORE_SANITIZED=1 PYTHONMALLOC=malloc PYTHONPATH="$PWD"
-exec ../../../.venv/bin/python -m pytest -p no:cacheprovider "$@"
+exec ../../../.venv/bin/python -m pytest -p no:cacheprovider --capture=sys "$@"

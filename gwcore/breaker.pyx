@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from enum import Enum
 
 cimport cython
+from libc.math cimport fmax, fmin
 from libc.stdint cimport int64_t, uint32_t
 
 from gwcore._speedups.sys cimport CLOCK_MONOTONIC, clock_gettime, timespec
@@ -93,8 +94,16 @@ class BreakerOpen(Exception):
     """The breaker refused. `name`, `reason` ("open", "probe_limit", "shed", "ramp") and `retry_after_s`."""
 
     def __init__(self, name, reason, retry_after_s):
-        super().__init__(f"{name}: refused, {reason}; retry after {retry_after_s:.3g}s")
+        super().__init__(name, reason, retry_after_s)
         self.name, self.reason, self.retry_after_s = name, reason, retry_after_s
+
+    def __str__(self):
+        return f"{self.name}: refused, {self.reason}; retry after {self.retry_after_s:.3g}s"
+
+
+cdef inline int64_t micros(double seconds) noexcept nogil:
+    """Microseconds; negative and NaN read as 0, and 30 years are enough."""
+    return <int64_t>(fmin(1e9, fmax(0.0, seconds)) * 1e6 + 0.5)
 
 
 @cython.final
@@ -112,6 +121,7 @@ cdef class Refusal:
 
 @cython.final
 @cython.freelist(64)
+@cython.no_gc_clear          # or a cycle (a traceback holds frames) loses the breaker before __dealloc__ can give the place back
 cdef class Permit:
     """Truthy. End it once: `success`, `failure` or `cancel`; a context manager ends it by what happens inside."""
     cdef PermitRef ref
@@ -128,14 +138,22 @@ cdef class Permit:
 
     @property
     def started(self):
+        """By the breaker's clock, in seconds."""
         return self.started_at
 
-    cdef bint _end(self, int outcome, latency_s):
+    cdef bint _end(self, int outcome, latency_s) except? -1:
         cdef Breaker b = self.breaker
-        cdef int64_t now = b._now(), latency
-        cdef uint32_t generation = b.core.generation
+        cdef int64_t now, latency = 0
+        cdef uint32_t generation
         cdef bint done
-        latency = <int64_t>(<double>latency_s * 1e6) if latency_s is not None else now - <int64_t>self.ref.started_us
+        if not self.ref.live:
+            return False
+        if latency_s is not None:
+            latency = micros(latency_s)
+        now = b._now()
+        if latency_s is None:
+            latency = now - <int64_t>self.ref.started_us
+        generation = b.core.generation       # no Python from here to the comparison: another thread could move the state
         done = breaker_end(&b.core, &self.ref, outcome, latency, now)
         if generation != b.core.generation:
             b._changed()
@@ -150,7 +168,7 @@ cdef class Permit:
         return self._end(OUTCOME_PRESSURE if kind in PRESSURE else OUTCOME_FAILURE, latency_s)
 
     def cancel(self):
-        return self._end(OUTCOME_CANCEL, 0.0)
+        return self._end(OUTCOME_CANCEL, None)
 
     def __enter__(self):
         return self
@@ -192,35 +210,49 @@ cdef class Breaker:
     cdef BreakerCore core
     cdef readonly str name
     cdef readonly object config
-    cdef object clock, rng, on_transition
+    cdef object clock, rng, on_transition, __weakref__
     cdef bint own_clock
+    cdef double origin, seconds              # of the caller's clock: its first reading, its latest
     cdef int64_t lease_us
 
     def __init__(self, str name, config=None, *, clock=time.monotonic, rng=random.random, on_transition=None):
         cdef BreakerRules r
+        if self.config is not None:          # permits may be out: they would end in a breaker that knows nothing of them
+            raise TypeError(f"{self.name}: a Breaker is initialised once; make another one, or use reset()")
         config = config or BreakerConfig()
         if not isinstance(config, BreakerConfig):
             raise TypeError("config must be a BreakerConfig")
         self.name, self.config, self.clock, self.rng, self.on_transition = name, config, clock, rng, on_transition
         self.own_clock = clock is time.monotonic
+        self.seconds = self.origin = 0.0 if self.own_clock else clock()
         values = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in ("score", "classic_weights")}
         wl, we, ws = config.classic_weights
         r = dict(values, classic=config.score == "classic", classic_w_latency=wl, classic_w_errors=we, classic_w_saturation=ws)
-        self.lease_us = <int64_t>(config.probe_lease_s * 1e6)
+        self.lease_us = micros(config.probe_lease_s)
         breaker_init(&self.core, &r, self._now())
 
     cdef int64_t _now(self) except? -1:
+        """The core's time: microseconds, above 0, never going back. Also sets self.seconds, the same by the caller's clock."""
         cdef timespec t
+        cdef double seconds
         if self.own_clock:
             clock_gettime(CLOCK_MONOTONIC, &t)
+            self.seconds = t.tv_sec + t.tv_nsec * 1e-9
             return <int64_t>t.tv_sec * 1000000 + t.tv_nsec // 1000
-        return <int64_t>(<double>self.clock() * 1e6)
+        seconds = self.clock()
+        if self.seconds < seconds < self.origin + 1e9:
+            self.seconds = seconds
+        return 1000000 + micros(self.seconds - self.origin)
+
+    cdef _touch(self):
+        breaker_advance(&self.core, self._now())
 
     cdef _changed(self):
+        """Tell of the transition that just was. Nothing of Python runs before it is read: another thread could cause the next."""
+        was, to, why = STATES[self.core.was], STATES[self.core.state], REASONS[self.core.why]
         if self.core.wants_jitter:
             breaker_jitter(&self.core, self.rng())
         if self.on_transition is not None:
-            was, to, why = STATES[self.core.was], STATES[self.core.state], REASONS[self.core.why]
             try:
                 self.on_transition(self, was, to, why)
             except Exception:
@@ -230,15 +262,17 @@ cdef class Breaker:
         """A Permit, or a Refusal (falsy). Never blocks, never raises."""
         cdef Permit permit = Permit.__new__(Permit)
         cdef Refusal refusal
-        cdef int64_t now = self._now()
-        cdef uint32_t generation = self.core.generation
+        cdef int64_t lease_us = self.lease_us if lease_s is None else micros(lease_s)
         cdef double chance = self.rng() if breaker_wants_chance(&self.core) else 0.0
-        cdef int verdict = breaker_admit(&self.core, now, chance, self.lease_us if lease_s is None else <int64_t>(<double>lease_s * 1e6), &permit.ref)
+        cdef int64_t now = self._now()
+        cdef uint32_t generation = self.core.generation      # no Python from here to the comparison, see _end
+        cdef int verdict
+        permit.started_at = self.seconds
+        verdict = breaker_admit(&self.core, now, chance, lease_us, &permit.ref)
+        permit.breaker = self
         if generation != self.core.generation:
             self._changed()
         if verdict == BRK_ADMITTED:
-            permit.breaker = self
-            permit.started_at = now / 1e6
             return permit
         refusal = Refusal.__new__(Refusal)
         refusal.reason = REFUSALS[verdict]
@@ -253,8 +287,8 @@ cdef class Breaker:
         return got
 
     cdef _act(self, int what, int64_t for_us):
-        cdef uint32_t generation = self.core.generation
         cdef int64_t now = self._now()
+        cdef uint32_t generation = self.core.generation
         if what < 0:
             breaker_reset(&self.core, now)
         else:
@@ -263,12 +297,14 @@ cdef class Breaker:
             self._changed()
 
     def force(self, state, for_s=None):
-        """"open" refuses everything, "closed" admits everything, None lets the breaker decide again; for_s ends it by itself."""
+        """Whatever the evidence: "open" refuses everything, "closed" admits everything, None decides again; for_s ends it by itself."""
         try:
             what = {"open": FORCE_OPEN, "closed": FORCE_CLOSED, None: FORCE_NONE}[state]
         except KeyError:
             raise ValueError("state must be 'open', 'closed' or None") from None
-        self._act(what, 0 if for_s is None else <int64_t>(<double>for_s * 1e6))
+        if for_s is not None and not for_s > 0:
+            raise ValueError("for_s must be above 0, or None for no end")
+        self._act(what, 0 if for_s is None else max(1, micros(for_s)))
 
     def force_open(self):
         """OPEN until reset()."""
@@ -292,10 +328,13 @@ cdef class Breaker:
 
     @property
     def in_flight(self):
+        self._touch()
         return self.core.in_flight
 
     @property
     def score(self):
+        self._touch()
+        breaker_measure(&self.core)
         return breaker_score(&self.core)
 
     @property
@@ -308,24 +347,28 @@ cdef class Breaker:
 
     @property
     def saturation(self):
+        self._touch()
         return breaker_saturation(&self.core)
 
     @property
     def shed_probability(self):
+        self._touch()
         return breaker_shed(&self.core)
 
     @property
     def admit_ratio(self):
+        self._touch()
         return breaker_ramp(&self.core)
 
     def snapshot(self):
         """Every figure as of now."""
         cdef BreakerCore *b = &self.core
-        breaker_advance(b, self._now())
+        self._touch()
+        breaker_measure(b)
         out = {k: getattr(self, k) for k in ("name", "generation", "in_flight", "failure_ratio", "pressure_ratio", "saturation", "score", "shed_probability", "admit_ratio")}
         return dict(out, state=self.state.value, forced=(None, "open", "closed")[b.forced], threshold=b.threshold, evidence=b.evidence, evidence_needed=b.bar,
                     p99_s=b.p99_s, slow_limit_s=b.slow_limit_s, baseline_p99_s=b.baseline_p99_s, baseline_failure_ratio=b.baseline_failure,
-                    open_remaining_s=max(0.0, (b.open_until_us - b.now_us) / 1e6) if b.state == BRK_OPEN else 0.0, opens=b.opens, backoff_level=b.level,
+                    open_remaining_s=breaker_retry_after_us(b) / 1e6 if b.state == BRK_OPEN else 0.0, opens=b.opens, backoff_level=b.level,
                     probes_in_flight=breaker_probes_out(b), admitted=b.admitted, succeeded=b.succeeded, failed=b.failed, cancelled=b.cancelled,
                     expired=b.expired, slow=b.slow, stale=b.stale, refused_open=b.refused[BRK_REFUSED_OPEN], refused_probe_limit=b.refused[BRK_REFUSED_PROBES],
                     refused_shed=b.refused[BRK_REFUSED_SHED], refused_ramp=b.refused[BRK_REFUSED_RAMP])

@@ -176,6 +176,11 @@ cdef bint attempt_queue(Worker *w, Exchange *x) noexcept nogil:
         return False
     x.waiter_owner = x.item.slot
     x.queued_us = w.now_us
+    if x.queue_deadline_ms:                      # it waited before, and another worker was quicker: its turn and its time stay
+        x.waiter.deadline_ms = x.queue_deadline_ms
+        link_drop(&x.waiter.link)
+        link_push(&x.upstream.queue.head, &x.waiter.link)
+    x.queue_deadline_ms = x.waiter.deadline_ms
     x.upstream.cell.waiting += 1
     for i in range(x.upstream.n):                # other workers may hold idle connections: ask for one
         if x.upstream.endpoints[i].pool.wanted != NULL:

@@ -25,7 +25,7 @@ cdef struct PermitRef:           # 16 bytes, embedded in what holds it
     uint64_t started_us
 
 cdef struct Lease:
-    int64_t until_us             # 0 = free
+    int64_t until_us             # 0 = free; times given by callers are above 0
     uint32_t generation
     uint32_t serial
 
@@ -53,9 +53,12 @@ cdef struct BreakerCore:
     uint32_t level
     uint32_t probes_ok, probes_bad
     uint32_t lease_serial
+    uint32_t leases              # probes out, of any generation
+    uint32_t illegal             # moves refused: always 0
     double n, f, p, evidence, bar, threshold, baseline_failure, baseline_p99_s, p99_s, slow_limit_s
     uint64_t in_flight, admitted, succeeded, failed, cancelled, expired, slow, stale, opens
     uint64_t refused[5]
+    uint64_t samples             # in the histogram, as of the last breaker_measure
     uint32_t young[161]
     uint32_t old[161]
     Lease lease[64]
@@ -63,6 +66,7 @@ cdef struct BreakerCore:
 cdef void breaker_init(BreakerCore *b, const BreakerRules *rules, int64_t now_us) noexcept nogil
 cdef int breaker_admit(BreakerCore *b, int64_t now_us, double chance, int64_t lease_us, PermitRef *permit) noexcept nogil
 cdef bint breaker_end(BreakerCore *b, PermitRef *permit, int outcome, int64_t latency_us, int64_t now_us) noexcept nogil
+cdef void breaker_measure(BreakerCore *b) noexcept nogil
 cdef void breaker_fold(BreakerCore *b, int64_t now_us) noexcept nogil
 cdef void breaker_advance(BreakerCore *b, int64_t now_us) noexcept nogil
 cdef void breaker_jitter(BreakerCore *b, double chance) noexcept nogil

@@ -3,7 +3,7 @@
 Evidence is a one-sided CUSUM (Page, Continuous Inspection Schemes, 1954): it opens the breaker where nearly everything fails. Shedding is
 proportional to pressure (timeouts, overload) above a threshold that adapts. Latency is read from a log-linear histogram of the window.
 """
-from libc.math cimport exp, fmax, fmin
+from libc.math cimport exp, fmax, fmin, ldexp
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
@@ -20,6 +20,7 @@ LEGAL[:] = [1 << BRK_OPEN, 1 << BRK_HALF_OPEN | 1 << BRK_CLOSED, 1 << BRK_CLOSED
 cdef bint breaker_move(BreakerCore *b, int to, int why) noexcept nogil:
     """The only writer of the state. Every transition is a new generation: older permits prove nothing any more."""
     if not LEGAL[b.state] >> to & 1:
+        b.illegal += 1
         return False
     b.was = b.state
     b.state = to
@@ -49,7 +50,8 @@ cdef void breaker_init(BreakerCore *b, const BreakerRules *rules, int64_t now_us
 
 
 cdef double breaker_saturation(const BreakerCore *b) noexcept nogil:
-    return b.in_flight / b.rules.capacity if b.rules.capacity > 0 else 0.0
+    """How full, 0 to 1; an unknown capacity reads 0."""
+    return fmin(1.0, b.in_flight / b.rules.capacity) if b.rules.capacity > 0 else 0.0
 
 
 cdef double breaker_ratio(double part, double n) noexcept nogil:
@@ -63,8 +65,8 @@ cdef double breaker_score(const BreakerCore *b) noexcept nogil:
     if b.state != BRK_CLOSED:
         return 1.0
     if r.classic:
-        return r.classic_w_latency * fmin(b.p99_s / r.classic_latency_s, 1.0) + r.classic_w_errors * breaker_ratio(b.f, b.n) \
-            + r.classic_w_saturation * fmin(breaker_saturation(b), 1.0)
+        score = r.classic_w_latency * fmin(b.p99_s / r.classic_latency_s, 1.0) + r.classic_w_errors * breaker_ratio(b.f, b.n)
+        return fmin(1.0, score + r.classic_w_saturation * breaker_saturation(b))
     weight = fmin(1.0, b.n / r.min_volume)
     if b.slow_limit_s > 0:
         slow = 0.5 * fmin(1.0, fmax(0.0, b.p99_s / b.slow_limit_s - 1))
@@ -110,6 +112,7 @@ cdef void leases_expire(BreakerCore *b) noexcept nogil:
     for i in range(LEASES):
         if b.lease[i].until_us and b.lease[i].until_us <= b.now_us:
             b.lease[i].until_us = 0
+            b.leases -= 1
             b.expired += 1
             b.in_flight -= 1
 
@@ -132,17 +135,11 @@ cdef int64_t breaker_retry_after_us(const BreakerCore *b) noexcept nogil:
 
 cdef void open_now(BreakerCore *b, int why) noexcept nogil:
     cdef double seconds
-    cdef uint32_t _step
-    if b.state == BRK_CLOSED and b.opens and b.now_us - b.closed_us >= b.rules.open_forget_s * 1e6:
-        b.level = 0
     if not breaker_move(b, BRK_OPEN, why):
         return
-    seconds = b.rules.open_s
-    for _step in range(b.level):
-        if seconds < b.rules.open_max_s:
-            seconds *= 2
-    seconds = fmin(seconds, b.rules.open_max_s)
-    b.level += 1
+    seconds = fmin(b.rules.open_max_s, ldexp(b.rules.open_s, b.level))
+    if why != WHY_FORCED and b.level < 64:   # an operator's act says nothing of the upstream
+        b.level += 1
     b.opens += 1
     b.opened_us = b.now_us
     b.open_until_us = b.now_us + <int64_t>(seconds * 1e6)
@@ -154,6 +151,7 @@ cdef void breaker_jitter(BreakerCore *b, double chance) noexcept nogil:
     """Spread the open interval that just began; chance is from [0, 1)."""
     if b.wants_jitter:
         b.wants_jitter = 0
+        chance = fmin(1.0, fmax(0.0, chance))
         b.open_until_us = b.opened_us + <int64_t>((b.open_until_us - b.opened_us) * (1 + b.rules.open_jitter * (2 * chance - 1)))
 
 
@@ -172,30 +170,35 @@ cdef bint stressed(const BreakerCore *b) noexcept nogil:
     return b.n >= b.rules.min_volume / 2.0 and (breaker_ratio(b.f, b.n) > floor or breaker_ratio(b.p, b.n) > floor)
 
 
-cdef void breaker_fold(BreakerCore *b, int64_t now_us) noexcept nogil:
-    """Quantile, threshold and baselines up to now."""
-    cdef const BreakerRules *r = &b.rules
-    cdef double dt = (now_us - b.folded_us) / 1e6, goal, rate
+cdef void breaker_measure(BreakerCore *b) noexcept nogil:
+    """The quantile as of now, from the two halves of the window; the older is dropped when the younger is full of time."""
     cdef uint32_t cells[161]
-    cdef uint64_t total = 0
-    cdef bint stress
     cdef uint32_t i
-    if dt <= 0:
-        return
-    b.folded_us = now_us
-    if now_us - b.half_us >= r.window_s * 5e5:
-        if now_us - b.half_us >= r.window_s * 1e6:
+    if b.now_us - b.half_us >= b.rules.window_s * 5e5:
+        if b.now_us - b.half_us >= b.rules.window_s * 1e6:
             memset(b.old, 0, sizeof(b.old))
         else:
             memcpy(b.old, b.young, sizeof(b.young))
         memset(b.young, 0, sizeof(b.young))
-        b.half_us = now_us
+        b.half_us = b.now_us
+    b.samples = 0
     for i in range(HIST):
         cells[i] = b.young[i] + b.old[i]
-        total += cells[i]
+        b.samples += cells[i]
     b.p99_s = histogram_quantile_us(cells, 0.99) / 1e6
+
+
+cdef void breaker_fold(BreakerCore *b, int64_t now_us) noexcept nogil:
+    """Quantile, threshold and baselines up to now."""
+    cdef const BreakerRules *r = &b.rules
+    cdef double dt = (now_us - b.folded_us) / 1e6, goal, rate
+    cdef bint stress
+    if dt <= 0:
+        return
+    b.folded_us = now_us
+    breaker_measure(b)
     stress = stressed(b)
-    if b.state == BRK_CLOSED and not stress and b.n >= r.min_volume and total >= 5 * r.min_volume:
+    if b.state == BRK_CLOSED and not stress and b.n >= r.min_volume and b.samples >= 5 * r.min_volume:
         b.baseline_failure = fmin(r.baseline_max, b.baseline_failure + (breaker_ratio(b.f, b.n) - b.baseline_failure) * (1 - exp(-dt / r.baseline_s)))
         if b.baseline_p99_s == 0:
             b.baseline_p99_s = b.p99_s
@@ -219,15 +222,19 @@ cdef void breaker_advance(BreakerCore *b, int64_t now_us) noexcept nogil:
         b.n *= keep
         b.f *= keep
         b.p *= keep
-        b.evidence *= exp(-dt / b.rules.evidence_s)
+        if b.evidence > 0:
+            b.evidence *= exp(-dt / b.rules.evidence_s)
         b.now_us = now_us
         if now_us - b.folded_us >= FOLD_US:
             breaker_fold(b, now_us)
+    if b.level and b.state == BRK_CLOSED and b.now_us - b.closed_us >= b.rules.open_forget_s * 1e6:
+        b.level = 0
     if b.forced and b.forced_until_us and b.now_us >= b.forced_until_us:
         b.forced = FORCE_NONE
         b.forced_until_us = 0
         b.open_until_us = b.now_us
-    leases_expire(b)
+    if b.leases:
+        leases_expire(b)
 
 
 cdef bint stalled(const BreakerCore *b) noexcept nogil:
@@ -262,6 +269,7 @@ cdef int breaker_admit(BreakerCore *b, int64_t now_us, double chance, int64_t le
                 break
         if place == 0:
             return refuse(b, BRK_REFUSED_PROBES)
+        b.leases += 1
         b.lease_serial = b.lease_serial % 65535 + 1
         b.lease[place - 1].serial = b.lease_serial
         b.lease[place - 1].until_us = b.now_us + (lease_us if lease_us > 0 else 1)
@@ -286,7 +294,7 @@ cdef int breaker_admit(BreakerCore *b, int64_t now_us, double chance, int64_t le
             return refuse(b, BRK_REFUSED_SHED)
     b.admitted += 1
     b.in_flight += 1
-    if b.issued == 0:
+    if b.issued == 0:                        # of those since the last result, without the cancelled: they prove nothing
         b.issued_us = b.now_us
     b.issued += 1
     permit.generation = b.generation
@@ -305,7 +313,7 @@ cdef void evidence_add(BreakerCore *b, bint bad, double ratio_before) noexcept n
         b.bar = r.trip_failures / (1 - fmin(r.trip_ratio, ratio_before))
         b.change_us = b.now_us
     b.evidence = fmin(b.bar, b.evidence + 1)
-    if b.evidence >= b.bar - 1e-9 - b.bar * 0.02 and b.now_us - b.change_us >= r.trip_time_s * 1e6 and not b.forced:
+    if b.evidence >= b.bar and b.now_us - b.change_us >= r.trip_time_s * 1e6 and not b.forced:
         open_now(b, WHY_FAILURES)
 
 
@@ -323,12 +331,15 @@ cdef bint breaker_end(BreakerCore *b, PermitRef *permit, int outcome, int64_t la
     if permit.lease:
         lease = &b.lease[permit.lease - 1]
         if lease.until_us == 0 or lease.generation != permit.generation or lease.serial != serial:
-            b.stale += 1                     # expired meanwhile: its place was given back then
+            b.stale += outcome != OUTCOME_CANCEL     # expired meanwhile: its place was given back then
             return False
         lease.until_us = 0
+        b.leases -= 1
     b.in_flight -= 1
     if outcome == OUTCOME_CANCEL:
         b.cancelled += 1
+        if permit.generation == b.generation and b.issued and <int64_t>permit.started_us >= b.issued_us:
+            b.issued -= 1
         return True
     if latency_us < 0:
         latency_us = 0
@@ -368,7 +379,7 @@ cdef bint breaker_end(BreakerCore *b, PermitRef *permit, int outcome, int64_t la
     if not r.classic:
         evidence_add(b, outcome != OUTCOME_SUCCESS, before)
     elif b.n >= r.min_volume and not b.forced:
-        breaker_fold(b, b.now_us + 1)
+        breaker_measure(b)
         weight = breaker_score(b)
         if weight > r.classic_threshold * (1 - r.classic_step) + weight * r.classic_step:
             open_now(b, WHY_SCORE)
@@ -405,3 +416,33 @@ cdef void breaker_hint(BreakerCore *b, int64_t now_us) noexcept nogil:
     breaker_advance(b, now_us)
     if b.state == BRK_OPEN and not b.forced and b.open_until_us > b.opened_us + 1000000:
         b.open_until_us = b.now_us if b.now_us > b.opened_us + 1000000 else b.opened_us + 1000000
+
+
+def edges() -> dict:
+    """The legal moves, for tests and diagrams."""
+    return {was: [to for to in range(3) if LEGAL[was] >> to & 1] for was in range(3)}
+
+
+def try_move(int was, int to) -> bool:
+    """Does breaker_move take this edge? For the test that walks the table."""
+    cdef BreakerCore b
+    memset(&b, 0, sizeof(b))
+    b.state = was
+    return breaker_move(&b, to, WHY_FORCED) and b.state == to and b.generation == 1 and b.illegal == 0
+
+
+def pairs(uint32_t n) -> None:
+    """n admitted calls that succeed, a microsecond apart, under the usual rules. For bench/micro."""
+    cdef BreakerRules rules
+    cdef BreakerCore b
+    cdef PermitRef permit
+    cdef uint32_t i
+    memset(&rules, 0, sizeof(rules))
+    rules.window_s = rules.evidence_s = rules.baseline_s = rules.open_s = rules.open_max_s = 5
+    rules.trip_ratio, rules.threshold_floor, rules.threshold_ceiling = 0.8, 0.05, 0.2
+    rules.trip_failures, rules.probes, rules.min_volume = 10, 3, 20
+    with nogil:
+        breaker_init(&b, &rules, 1)
+        for i in range(n):
+            breaker_admit(&b, 2 * i + 2, 0.5, 0, &permit)
+            breaker_end(&b, &permit, OUTCOME_SUCCESS, 1000, 2 * i + 3)

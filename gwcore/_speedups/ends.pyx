@@ -122,9 +122,9 @@ cdef void linger_read(Worker *w, Conn *c) noexcept nogil:
     while c.readable or c.ended:
         n = recv(c.fd, w.scratch, 65536, 0)
         if n <= 0:
+            c.readable = 0
             if n == 0 or c.broken:
                 conn_close(w, c)
-            c.readable = 0
             return
         if n >= c.linger_left:
             conn_close(w, c)

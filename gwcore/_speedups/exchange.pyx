@@ -235,6 +235,9 @@ cdef void exchange_begin(Worker *w, Conn *c, const char *at, size_t size) noexce
         if path_len >= 0 and (path_len != h.path_len or memcmp(path, w.path, path_len) != 0):
             path = w.path
     exchange_note(w, x, h, path, path_len if path_len >= 0 else 0, c.trusted)
+    if x.note == NULL:
+        begin_refuse(w, x, at, size, R_BUFFER_LIMIT)
+        return
     if path_len < 0:
         begin_refuse(w, x, at, size, R_BAD_PATH)
         return
@@ -477,7 +480,8 @@ cdef void upstream_event(Worker *w, Conn *c) noexcept nogil:
     cdef Exchange *x = <Exchange *>c.exchange
     cdef int rc
     if x == NULL:
-        pooled_close(w, c, CLOSE_PEER)       # nobody asked it anything: FIN, RST or stray bytes
+        if c.readable or c.ended or c.broken:
+            pooled_close(w, c, CLOSE_PEER)   # nobody asked it anything: FIN, RST or stray bytes
         return
     if c.state == C_CONNECTING:
         rc = attempt_connected(w, x)

@@ -40,6 +40,7 @@ cdef struct Exchange:
     uint32_t hash_target     # index of the upstream in the plan
     uint64_t start_us
     uint64_t queued_us
+    uint64_t queue_deadline_ms   # set when it first waited
     uint64_t connect_us      # start of the present connect
     uint64_t connected_us
     uint64_t first_byte_us
