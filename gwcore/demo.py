@@ -102,7 +102,7 @@ def serve_upstream(ready_fd: int, life_fd: int) -> None:
 
 
 def start_upstream() -> int:
-    """Start the embedded upstream in a process which ends after this one (and those it leaves behind); returns its port."""
+    """Start the embedded upstream in a process which ends after this one; returns its port."""
     ready, ready_end = os.pipe()
     life, life_end = os.pipe()
     if os.fork() == 0:

@@ -6,6 +6,7 @@ import random
 import time
 from collections import deque
 
+from libc.math cimport fmax, fmin
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
@@ -189,6 +190,7 @@ cdef class Lease:
     """
     cdef Pool pool
     cdef _Item held
+    cdef bint entered
     cdef bint broken
 
     def discard(self):
@@ -201,52 +203,64 @@ cdef class Lease:
         return self.held.connection if self.held is not None else None
 
     async def __aenter__(self):
-        if self.held is not None:
-            raise RuntimeError("this lease is in use already")
-        self.held = await self.pool._take()
+        if self.entered:
+            raise RuntimeError("this lease is in use already; call acquire() once for every connection")
+        self.entered, self.broken = True, False
+        try:
+            self.held = await self.pool._take()
+        except BaseException:
+            self.entered = False
+            raise
         return self.held.connection
 
     async def __aexit__(self, kind, value, traceback):
-        held, self.held = self.held, None
-        await self.pool._give(held, CLOSE_ERROR if kind is not None or self.broken else -1)
+        held, self.held, self.entered = self.held, None, False
+        self.pool._give(held, CLOSE_ERROR if kind is not None or self.broken else -1)
         return False
 
 
 cdef class Pool:
     """Connections to one place, reused last in first out. `connect` is an async function that opens one; `close` (optional, plain or
-    async) closes one, otherwise its own `close` or `aclose` is called.
+    async) closes one, otherwise its own `aclose` or `close` is called; what closing raises is dropped.
 
     async with pool.acquire() as connection: ...
 
-    Beyond max_connections callers wait, at most queue_size of them (PoolFull) and queue_timeout_s long (PoolTimeout). A cancelled wait or
-    connect leaves nothing behind. Times are seconds of `clock`; idle connections past idle_timeout_s are closed when the pool is next
-    used or `expire()` is called. For one event loop; not thread-safe.
+    Beyond max_connections callers wait, at most queue_size of them (PoolFull) and queue_timeout_s long (PoolTimeout). What becomes free
+    while somebody waits is promised at once to the oldest, connection or place, and no newcomer can take it. A cancelled wait or connect
+    gives back. Times are seconds of `clock`, max_age_s or max_requests 0 is no limit; idle connections past idle_timeout_s are closed when
+    the pool is next used or `expire()` is called. For one event loop; not thread-safe.
     """
     cdef PoolCore core
     cdef WaitQueue queue
-    cdef object connect, close_one, clock, waiting
+    cdef object connect, close_one, clock, waiting, closing
     cdef double queue_timeout_s
     cdef dict items          # owner number -> _Item
+    cdef uint32_t last_owner
     cdef readonly bint closed
-    cdef uint64_t waits
+    cdef uint64_t waits, queue_full, queue_timeout
+
+    def __cinit__(self):
+        pool_init(&self.core)
+        waiters_init(&self.queue, 0)
 
     def __init__(self, connect, *, close=None, max_connections=256, max_idle=256, idle_timeout_s=60.0, max_requests=10000, max_age_s=3600.0,
                  queue_size=512, queue_timeout_s=0.25, clock=time.monotonic):
+        if self.items is not None:
+            raise TypeError("a Pool is initialised once; make another one")
         for name, value, least in (("max_connections", max_connections, 1), ("max_idle", max_idle, 0), ("max_requests", max_requests, 0), ("queue_size", queue_size, 0)):
             if not isinstance(value, int) or not least <= value < 1 << 31:
                 raise ValueError(f"{name} must be an integer of at least {least}")
         for name, value in (("idle_timeout_s", idle_timeout_s), ("max_age_s", max_age_s), ("queue_timeout_s", queue_timeout_s)):
-            if not 0 <= value < 1e9:
+            if not isinstance(value, (int, float)) or not 0 <= value < 1e9:
                 raise ValueError(f"{name} must be seconds of at least 0")
-        pool_init(&self.core)
-        waiters_init(&self.queue, queue_size)
+        self.queue.size = queue_size
         self.core.max_connections, self.core.max_idle, self.core.max_requests = max_connections, max_idle, max_requests
         self.core.idle_ms, self.core.max_age_ms = int(idle_timeout_s * 1000), int(max_age_s * 1000)
         self.connect, self.close_one, self.clock, self.queue_timeout_s = connect, close, clock, queue_timeout_s
-        self.items, self.waiting = {}, deque()
+        self.items, self.waiting, self.closing = {}, deque(), set()
 
     cdef uint64_t _now(self) except? 0:
-        return <uint64_t>(<double>self.clock() * 1000) + 1
+        return <uint64_t>(fmin(1e15, fmax(0.0, <double>self.clock() * 1000))) + 1
 
     def acquire(self):
         """A Lease, to be entered with `async with`."""
@@ -255,46 +269,55 @@ cdef class Pool:
         return lease
 
     async def _take(self):
+        """An _Item with its connection, busy and the caller's."""
+        cdef _Item held
         if self.closed:
-            raise RuntimeError("the pool is closed")
-        await self.expire()
-        while True:
-            verdict, held = self._acquire()
-            if verdict == POOL_CONNECT:
-                return await self._open()
-            if verdict == POOL_FULL:
-                held = await self._wait()
-            if held is not None:
-                return held
-
-    def _acquire(self):
-        """(verdict, the item to reuse)"""
-        cdef PoolItem *item = NULL
-        cdef int verdict = pool_acquire(&self.core, &item, self._now())
-        return verdict, self.items[item.owner] if verdict == POOL_REUSE else None
-
-    async def _open(self):
-        cdef _Item held = _Item.__new__(_Item)
-        cdef uint32_t owner = <uint32_t>(<uint64_t><void *>held >> 4)
-        while owner in self.items:
-            owner += 1
-        pool_opening(&self.core, &held.item, owner, self._now(), random.getrandbits(16))
-        self.items[owner] = held
-        try:
-            held.connection = await self.connect()
-        except BaseException:                    # refused, or cancelled: the place is free again
-            self._forget(held, CLOSE_ERROR)
-            raise
-        pool_opened(&held.item)
+            raise RuntimeError("the pool is closed; make another one")
+        self._expire()
+        held = self._reuse_or_reserve()
+        if held is None:
+            held = await self._wait()
+        if held.item.state == ITEM_OPENING:
+            await self._open(held)
         return held
 
-    def _forget(self, _Item held, int why):
-        self.items.pop(held.item.owner, None)
-        pool_closed(&held.item, why)
-        self._wake(None)
+    cdef _Item _reuse_or_reserve(self):
+        """An idle connection, now busy; a place, now OPENING; None when the pool is full."""
+        cdef PoolItem *item = NULL
+        cdef int verdict = pool_acquire(&self.core, &item, self._now())
+        if verdict == POOL_REUSE:
+            return self.items[item.owner]
+        return self._reserve() if verdict == POOL_CONNECT else None
 
-    def _wake(self, held):
-        """Hand a connection (or, with None, the right to try again) to the oldest waiter; False when nobody waits."""
+    cdef _Item _reserve(self):
+        cdef _Item held = _Item.__new__(_Item)
+        cdef uint64_t now = self._now()
+        self.last_owner += 1
+        while self.last_owner in self.items:
+            self.last_owner += 1
+        pool_opening(&self.core, &held.item, self.last_owner, now, random.getrandbits(16))
+        self.items[self.last_owner] = held
+        return held
+
+    async def _open(self, _Item held):
+        try:
+            if self.closed:                      # while we waited for the place
+                raise RuntimeError("the pool is closed; make another one")
+            held.connection = await self.connect()
+        except BaseException as why:
+            self._forget(held, CLOSE_ERROR if isinstance(why, Exception) else CLOSE_ABORTED)
+            raise
+        pool_opened(&held.item)
+
+    cdef _forget(self, _Item held, int why):
+        """The connection, or the place for one, is no more: the oldest waiter may open one."""
+        del self.items[held.item.owner]
+        pool_closed(&held.item, why)
+        if self.waiting and not self.closed:
+            self._promise(self._reserve())
+
+    cdef bint _promise(self, _Item held) except? -1:
+        """Hand a connection or a place to the oldest waiter. Futures that are done were cancelled: their owners find out later."""
         cdef _Waiting w
         while self.waiting:
             w = self.waiting.popleft()
@@ -302,77 +325,104 @@ cdef class Pool:
             if not w.future.done():
                 w.future.set_result(held)
                 return True
+        if held.item.state == ITEM_OPENING:      # nobody after all
+            self._forget(held, CLOSE_ABORTED)
         return False
 
     async def _wait(self):
         cdef _Waiting w = _Waiting.__new__(_Waiting)
         link_init(&w.waiter.link)
         if not waiters_push(&self.queue, &w.waiter, self._now(), <uint64_t>(self.queue_timeout_s * 1000) + 1):
-            raise PoolFull(f"{self.queue.n} wait already for one of {self.core.max_connections} connections")
-        w.future = asyncio.get_running_loop().create_future()
+            self.queue_full += 1
+            raise PoolFull(f"all {self.core.max_connections} connections are in use and {self.queue.n} callers wait already; "
+                           "raise max_connections or queue_size")
+        loop = asyncio.get_running_loop()
+        w.future = loop.create_future()
         self.waiting.append(w)
         self.waits += 1
+        alarm = loop.call_later(self.queue_timeout_s, self._too_late, w)
         try:
-            async with asyncio.timeout(self.queue_timeout_s):
-                return await w.future
-        except BaseException as why:
+            return await w.future
+        except BaseException:                    # too late, closed, or cancelled
             if waiters_drop(&self.queue, &w.waiter):
                 self.waiting.remove(w)
-            elif w.future.done() and not w.future.cancelled():       # promised to us in the moment in which we gave up
-                held = w.future.result()
-                if held is None:
-                    self._wake(None)
-                else:
-                    await self._give(held, -1)
-            if isinstance(why, TimeoutError):
-                raise PoolTimeout(f"no connection became free within {self.queue_timeout_s:g}s") from None
+            elif w.future.done() and not w.future.cancelled() and w.future.exception() is None:
+                self._give(w.future.result(), -1)        # promised to us in the moment in which we gave up
             raise
+        finally:
+            alarm.cancel()
 
-    async def _give(self, _Item held, int why):
-        cdef int verdict = why
-        if why < 0 and not self.closed:
-            if self.waiting and (self.core.max_requests == 0 or held.item.requests < self.core.max_requests) and self._now() < held.item.retire_ms:
+    def _too_late(self, _Waiting w):
+        if waiters_drop(&self.queue, &w.waiter):
+            self.waiting.remove(w)
+            if not w.future.done():
+                self.queue_timeout += 1
+                w.future.set_exception(PoolTimeout(f"no connection became free within {self.queue_timeout_s:g}s; "
+                                                   "raise max_connections or queue_timeout_s"))
+
+    def _give(self, _Item held, int why):
+        """Take back what a caller held: promised on, kept idle, or closed (why, or what the pool's limits say)."""
+        cdef uint64_t now
+        if held.item.state == ITEM_OPENING:
+            self._forget(held, CLOSE_ABORTED)
+            return
+        now = self._now()
+        if why < 0 and self.closed:
+            why = CLOSE_DRAIN
+        if why < 0 and self.waiting and (self.core.max_requests == 0 or held.item.requests < self.core.max_requests) and now < held.item.retire_ms:
+            if self._promise(held):              # stays busy: promised, never idle in between
                 held.item.requests += 1
                 self.core.reuses += 1
-                if self._wake(held):             # stays busy: promised, never idle in between
-                    return
-                held.item.requests -= 1
-                self.core.reuses -= 1
-            verdict = pool_release(&held.item, self._now())
-            if verdict < 0:
                 return
-        self._forget(held, CLOSE_DRAIN if verdict < 0 else verdict)
-        await self._close(held.connection)
+        if why < 0:
+            why = pool_release(&held.item, now)
+        if why >= 0:
+            self._forget(held, why)
+            self._close(held.connection)
 
-    async def _close(self, connection):
+    cdef _close(self, connection):
+        """Close without waiting: nobody who wants a connection should wait for the end of another."""
         close = self.close_one
-        if close is None:
-            close = getattr(connection, "aclose", None) or getattr(connection, "close", None)
-            done = close() if close is not None else None
-        else:
-            done = close(connection)
+        try:
+            if close is not None:
+                done = close(connection)
+            else:
+                close = getattr(connection, "aclose", None) or getattr(connection, "close", None)
+                done = close() if close is not None else None
+        except Exception:
+            return
         if inspect.isawaitable(done):
-            await done
+            task = asyncio.ensure_future(done)
+            self.closing.add(task)
+            task.add_done_callback(self._closed)
+
+    def _closed(self, task):
+        self.closing.discard(task)
+        if not task.cancelled():
+            task.exception()                     # looked at, so that the loop does not complain
+
+    cdef int _expire(self) except -1:
+        cdef PoolItem *item
+        cdef _Item held
+        cdef int n = 0
+        while True:
+            item = pool_oldest(&self.core, self._now())
+            if item == NULL:
+                return n
+            held = self.items[item.owner]
+            self._forget(held, CLOSE_DRAIN if self.closed else CLOSE_MAX_AGE if self._now() >= item.retire_ms else CLOSE_IDLE)
+            self._close(held.connection)
+            n += 1
 
     async def expire(self):
         """Close connections that idled too long or are too old; returns how many."""
-        cdef _Item held
-        n = 0
-        while True:
-            owner = self._oldest()
-            if owner is None:
-                return n
-            held = self.items[owner]
-            self._forget(held, CLOSE_IDLE)
-            await self._close(held.connection)
-            n += 1
-
-    def _oldest(self):
-        cdef PoolItem *item = pool_oldest(&self.core, self._now())
-        return None if item == NULL else item.owner
+        n = self._expire()
+        while self.closing:
+            await asyncio.wait(self.closing)
+        return n
 
     async def aclose(self):
-        """Close idle connections now, and those in use as they come back. Waiters get PoolTimeout."""
+        """Close idle connections now, and those in use as they come back. Those who wait get a RuntimeError."""
         cdef _Waiting w
         self.closed = True
         self.core.draining = 1
@@ -380,14 +430,15 @@ cdef class Pool:
             w = self.waiting.popleft()
             waiters_drop(&self.queue, &w.waiter)
             if not w.future.done():
-                w.future.set_exception(PoolTimeout("the pool was closed"))
+                w.future.set_exception(RuntimeError("the pool was closed"))
         await self.expire()
 
     def stats(self):
-        """Counts since the start, and gauges: opens, reuses, reuse_ratio, in_use, idle, opening, waiting, waits, closed by reason."""
+        """Counts since the start, and gauges."""
         used = self.core.opens + self.core.reuses
         return {"opens": self.core.opens, "reuses": self.core.reuses, "reuse_ratio": self.core.reuses / used if used else 0.0, "in_use": self.core.n_busy,
                 "idle": self.core.n_idle, "opening": self.core.n_opening, "waiting": self.queue.n, "waits": self.waits,
+                "queue_full": self.queue_full, "queue_timeout": self.queue_timeout,
                 "closed": {word: self.core.closed[i] for i, word in enumerate(CLOSE_WORDS)}, "illegal_moves": self.core.illegal}
 
     async def __aenter__(self):

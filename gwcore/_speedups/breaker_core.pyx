@@ -4,7 +4,7 @@ Evidence is a one-sided CUSUM (Page, Continuous Inspection Schemes, 1954): it op
 proportional to pressure (timeouts, overload) above a threshold that adapts. Latency is read from a log-linear histogram of the window.
 """
 from libc.math cimport exp, fmax, fmin, ldexp
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from gwcore._speedups.histogram cimport histogram_cell, histogram_quantile_us

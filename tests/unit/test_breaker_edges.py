@@ -9,10 +9,10 @@ import sys
 import threading
 
 import pytest
+from gwcore._speedups.breaker_core import edges, try_move
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gwcore._speedups.breaker_core import edges, try_move
 from gwcore.breaker import Breaker, BreakerConfig, BreakerOpen, Permit, Refusal, State
 
 CLOSED, OPEN, HALF_OPEN = range(3)
@@ -76,7 +76,7 @@ def test_a_stall_is_seen_though_the_clients_lose_patience():
         permit = b.try_acquire()
         if permit:
             out.append(permit)
-        if len(out) > 100:           # each waits for a second
+        if len(out) > 100:  # each waits for a second
             out.pop(0).cancel()
         clock.now += 0.01
     assert b.state is State.OPEN and clock.now - fault <= 5.5
