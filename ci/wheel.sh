@@ -14,5 +14,6 @@ auditwheel repair --strip -w dist "$work"/raw/*.whl
 wheel=$(ls -t dist/*.whl | head -n 1)
 "${PYTHON:-python3}" -m venv "$work/venv"
 "$work/venv/bin/pip" install -q --disable-pip-version-check "$wheel"
-cp ci/wheel_check.py "$work/"
-cd "$work" && exec env -u PYTHONPATH venv/bin/python wheel_check.py
+mkdir "$work/elsewhere"
+cp ci/wheel_check.py "$work/elsewhere/"
+(cd "$work/elsewhere" && env -u PYTHONPATH ../venv/bin/python wheel_check.py)

@@ -3,6 +3,7 @@ beside. End of file on it means that the other side is gone."""
 
 from __future__ import annotations
 
+import array
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ import msgpack
 MESSAGE_BYTES = 65536
 TEXT_BYTES = 8192  # the longest text in a message: a reason is cut, never lost
 FDS = 8
+FDS_BYTES = socket.CMSG_LEN(FDS * array.array("i").itemsize)
 QUEUE_BYTES = 1 << 20
 
 
@@ -46,10 +48,14 @@ class Channel:
 
     def receive(self) -> tuple[dict[str, Any], list[int]] | None:
         """The next message and its descriptors, which are the caller's. None at the end of file; BlockingIOError when none waits."""
-        data, fds, _flags, _from = socket.recv_fds(self.sock, MESSAGE_BYTES, FDS, socket.MSG_CMSG_CLOEXEC)
+        # socket.recv_fds of Python 3.11 forgets its flags, and a descriptor must not be open for inheriting even for a moment
+        data, beside, _flags, _from = self.sock.recvmsg(MESSAGE_BYTES, FDS_BYTES, socket.MSG_CMSG_CLOEXEC)
         if not data:
             return None
-        return msgpack.unpackb(data), fds
+        fds = array.array("i")
+        for _level, _type, packed in beside:
+            fds.frombytes(packed)
+        return msgpack.unpackb(data), fds.tolist()
 
     def pump(self, handle: Callable[[dict[str, Any], list[int]], None], ended: Callable[[], None]) -> None:
         """Hand every waiting message to `handle`, then close its descriptors; at the end of file call `ended`."""

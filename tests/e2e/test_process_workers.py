@@ -55,8 +55,8 @@ def test_counters_never_go_back_and_gauges_do(gateway):
         before = g.status()["workers"][0]
         kill(victim)
         wait_until(lambda: replaced(g, 0, victim), 5)
-    after = g.status()["workers"][0]
-    assert after["requests"] == before["requests"] == 1 and after["connections"] == 0
+    wait_until(lambda: g.status()["workers"][0]["connections"] == 0)
+    assert g.status()["workers"][0]["requests"] == before["requests"] == 1
 
 
 def test_a_worker_that_keeps_dying_is_replaced_ever_slower(gateway):

@@ -1,0 +1,183 @@
+"""The admin interface without a gateway: who may do what, what is shown, what never is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from types import SimpleNamespace
+
+import pytest
+from gwcore._speedups.shm import Segment
+
+from gwcore.admin import metrics
+from gwcore.admin.server import build_app
+from gwcore.config.load import load_text
+from gwcore.crew import Plan, Slot
+
+SECRET = "do-not-tell-anyone"
+CONFIG = """
+listeners: [{address: "127.0.0.1:8080"}]
+upstreams: {be: {endpoints: ["127.0.0.1:9"]}}
+routes: [{name: all, upstream: be}]
+admin: {address: "127.0.0.1:9901", token: "%s"}
+"""
+
+
+class Gateway(SimpleNamespace):
+    """As much of a supervisor as the admin interface sees."""
+
+    async def reload(self):
+        self.reloaded += 1
+        return {"ok": self.good, "version": 2, "errors": [] if self.good else ["gw.yaml:1:1: no"], "warnings": []}
+
+
+@pytest.fixture
+def gateway():
+    def make(token: str = "", routes: int = 1) -> Gateway:
+        segment = Segment.create(2)
+        for i in range(routes):
+            segment.slot("route", f"r{i}")
+        segment.slot("upstream", "be")
+        crew = SimpleNamespace(slots=[Slot(0, pid=11), Slot(1, pid=12)], plan=Plan(1, -1), elders=[])
+        return Gateway(
+            loaded=load_text(CONFIG % token), config=load_text(CONFIG % token).config, config_path="/etc/gw.yaml", segment=segment,
+            crew=crew, state="serving", started=1.0, upgrades=0, reloads={"ok": 0, "refused": 0}, last_reload={}, reloaded=0, good=True,
+        )  # fmt: skip
+
+    return make
+
+
+def ask(gateway: Gateway, path: str, method: str = "GET", **fields: str) -> tuple[int, str]:
+    """Status and text of one request to the application."""
+    sent: list[dict] = []
+
+    async def receive() -> dict:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    headers = [(k.replace("_", "-").encode(), v.encode("latin-1")) for k, v in fields.items()]
+    scope = {"type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": b"", "headers": headers}
+    scope |= {
+        "http_version": "1.1",
+        "scheme": "http",
+        "server": ("a", 1),
+        "client": ("b", 2),
+        "root_path": "",
+        "asgi": {"version": "3.0"},
+    }
+    asyncio.run(build_app(gateway)(scope, receive, send))
+    return sent[0]["status"], b"".join(m.get("body", b"") for m in sent[1:]).decode()
+
+
+def test_the_probes(gateway):
+    g = gateway()
+    assert ask(g, "/healthz") == (200, "ok\n")
+    assert ask(g, "/readyz") == (200, "ready\n")
+    for state in ("starting", "leaving", "draining"):
+        g.state = state
+        assert ask(g, "/readyz") == (503, f"{state}\n")
+        assert ask(g, "/healthz")[0] == 200
+
+
+@pytest.mark.parametrize("path, method", [("/metrics", "GET"), ("/status", "GET"), ("/reload", "POST")])
+def test_a_token_is_asked_for_everywhere_but_at_the_probes(gateway, path, method):
+    g = gateway(SECRET)
+    for wrong in ("", "Bearer", "Bearer x", f"bearer {SECRET}", SECRET, f"Bearer {SECRET} ", "Bearer \xff\xfe"):
+        assert ask(g, path, method, authorization=wrong)[0] == 401, wrong
+    assert ask(g, path, method)[0] == 401
+    assert g.reloaded == 0
+    assert ask(g, path, method, authorization=f"Bearer {SECRET}")[0] == 200
+    assert ask(g, "/readyz")[0] == ask(g, "/healthz")[0] == 200
+
+
+def test_a_page_in_a_browser_may_not_reload(gateway):
+    g = gateway()
+    assert ask(g, "/reload", "POST", origin="http://evil.example")[0] == 403
+    assert ask(g, "/reload", "POST", origin="null")[0] == 403
+    assert ask(g, "/reload", "POST", sec_fetch_site="cross-site")[0] == 403
+    assert ask(g, "/reload")[0] == 405
+    assert g.reloaded == 0
+    assert ask(g, "/reload", "POST")[0] == 200 and g.reloaded == 1
+
+
+def test_a_refused_reload_says_why(gateway):
+    g = gateway()
+    g.good = False
+    status, text = ask(g, "/reload", "POST")
+    assert status == 422 and json.loads(text)["errors"] == ["gw.yaml:1:1: no"]
+
+
+def test_no_secret_is_shown(gateway):
+    g = gateway(SECRET)
+    for path in ("/status", "/metrics"):
+        status, text = ask(g, path, authorization=f"Bearer {SECRET}")
+        assert status == 200 and SECRET not in text
+
+
+def test_status_is_whole(gateway):
+    status = json.loads(ask(gateway(), "/status")[1])
+    assert {"version", "pid", "uptime_s", "state", "ready", "config", "plan", "listeners", "warnings", "last_reload", "workers", "workers_draining",
+            "reasons", "routes", "upstreams"} <= set(status)  # fmt: skip
+    assert [w["pid"] for w in status["workers"]] == [11, 12]
+    assert status["upstreams"]["be"]["reuse_ratio"] == status["upstreams"]["be"]["requests_per_connection"] == 0
+
+
+def families(text: str) -> dict[str, str]:
+    return dict(re.findall(r"(?m)^# TYPE (\S+) (\S+)$", text))
+
+
+def test_metrics_are_named_as_promised(gateway):
+    text = ask(gateway(), "/metrics")[1]
+    kinds = families(text)
+    for name, kind in kinds.items():
+        assert name.startswith("gwcore_"), name
+        assert (kind == "counter") == name.endswith("_total"), name
+        assert kind != "histogram" or name.endswith("_seconds"), name
+        assert f"# HELP {name} " in text
+    assert {
+        "gwcore_requests_total",
+        "gwcore_failures_total",
+        "gwcore_request_seconds",
+        "gwcore_upstream_seconds",
+        "gwcore_connections",
+    } <= set(kinds)
+
+
+def test_histograms_are_cumulative_and_end_at_infinity(gateway):
+    edges = re.findall(r'gwcore_request_seconds_bucket\{le="([^"]+)",route="r0"\} (\S+)', ask(gateway(), "/metrics")[1])
+    values = [float(n) for _, n in edges]
+    assert edges[-1][0] == "+Inf" and values == sorted(values)
+    assert [float(e) for e, _ in edges] == sorted(float(e) for e, _ in edges)
+
+
+def test_series_are_capped(gateway):
+    text = ask(gateway(routes=1500), "/metrics")[1]
+    assert sum(not line.startswith("#") for line in text.splitlines()) <= metrics.MAX_SERIES
+    assert 'route="r0"' in text and 'route="other"' in text and 'route="r1499"' not in text
+
+
+def entry(n: int) -> dict:
+    return {"requests": {"2xx": n}, "seconds": {"count": n, "sum": n / 2, "buckets": [[0.1, n], [0.2, 2 * n]]}}
+
+
+def test_folding_adds_up_and_loses_nothing():
+    entries = {f"r{i}": entry(i) for i in range(10)}
+    size = 1 + 2 + 3
+    assert metrics.fold(entries, 11 * size) == entries
+    folded = metrics.fold(entries, 4 * size)
+    assert list(folded) == ["r0", "r1", "r2", "other"]
+    assert folded["other"] == entry(sum(range(3, 10)))
+    assert metrics.fold({}, 10) == {}
+
+
+def test_folding_never_moves_an_entry_that_had_its_own_series():
+    entries = {f"r{i}": entry(1) for i in range(5)}
+    first = metrics.fold(entries, 24)
+    entries |= {"new": entry(1), "other": entry(7)}
+    second = metrics.fold(entries, 24)
+    assert set(first) <= set(second) | {"other"}
+    assert all(second[name] == first[name] for name in first if name != "other")
+    assert second["other"]["requests"]["2xx"] >= 7
