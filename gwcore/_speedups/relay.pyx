@@ -28,6 +28,8 @@ cdef enum:
     READS_A_TURN = 8         # of one connection, before others get their turn
     INTERIMS_MAX = 8
 
+cdef double EWMA_SHARE = 0.1     # of the newest answer in an endpoint's latency
+
 # ---- attempts -----------------------------------------------------------------------------------------------------
 
 cdef void dispatch(Worker *w, Exchange *x) noexcept nogil:
@@ -246,6 +248,7 @@ cdef void response_head(Worker *w, Exchange *x, const char *at, size_t size, siz
     cdef HeadLimits limits
     cdef int rc, reason
     cdef bint close
+    cdef double latency_ms
     limits.url_bytes = 0
     limits.head_bytes = x.plan.head.response_head_bytes
     limits.fields = x.plan.head.response_fields
@@ -286,6 +289,11 @@ cdef void response_head(Worker *w, Exchange *x, const char *at, size_t size, siz
     x.first_byte_us = w.now_us
     x.upstream.cell.seconds[histogram_cell(w.now_us - x.start_us)] += 1
     x.upstream.cell.sum_us += w.now_us - x.start_us
+    latency_ms = (w.now_us - x.start_us) / 1000.0
+    if x.endpoint.ewma_ms == 0:
+        x.endpoint.ewma_ms = latency_ms
+    else:
+        x.endpoint.ewma_ms += (latency_ms - x.endpoint.ewma_ms) * EWMA_SHARE
     x.response_kind = <uint8_t>response_body(h, x.method == M_HEAD)
     x.response_left = <uint64_t>h.length if h.length > 0 else 0
     x.chunk_out = (x.response_kind == BODY_CHUNKED or x.response_kind == BODY_CLOSE) and not x.http10

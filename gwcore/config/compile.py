@@ -10,59 +10,11 @@ import struct
 from pathlib import Path
 from typing import Any, Protocol
 
+from gwcore._speedups.fields import METHOD_NAMES
 from gwcore._speedups.plan import PlanBuilder, host_hash, key_hash
 from gwcore.config.schema import Config, Route, Target, split_address
 
-LLHTTP_METHODS = [
-    "DELETE",
-    "GET",
-    "HEAD",
-    "POST",
-    "PUT",
-    "CONNECT",
-    "OPTIONS",
-    "TRACE",
-    "COPY",
-    "LOCK",
-    "MKCOL",
-    "MOVE",
-    "PROPFIND",
-    "PROPPATCH",
-    "SEARCH",
-    "UNLOCK",
-    "BIND",
-    "REBIND",
-    "UNBIND",
-    "ACL",
-    "REPORT",
-    "MKACTIVITY",
-    "CHECKOUT",
-    "MERGE",
-    "M-SEARCH",
-    "NOTIFY",
-    "SUBSCRIBE",
-    "UNSUBSCRIBE",
-    "PATCH",
-    "PURGE",
-    "MKCALENDAR",
-    "LINK",
-    "UNLINK",
-    "SOURCE",
-    "PRI",
-    "DESCRIBE",
-    "ANNOUNCE",
-    "SETUP",
-    "PLAY",
-    "PAUSE",
-    "TEARDOWN",
-    "GET_PARAMETER",
-    "SET_PARAMETER",
-    "REDIRECT",
-    "RECORD",
-    "FLUSH",
-    "QUERY",
-]
-METHOD_BIT = {name: 1 << i for i, name in enumerate(LLHTTP_METHODS)}
+METHOD_BIT = {name: 1 << i for i, name in enumerate(METHOD_NAMES)}
 EXACT, PREFIX, REGEX = 0, 1, 2
 NO_STR = {"off": 0, "len": 0}
 NO_ARRAY = {"off": 0, "n": 0}

@@ -7,6 +7,7 @@ from urllib.parse import unquote
 
 import pytest
 from gwcore._speedups.chunked import ChunkedProbe
+from gwcore._speedups.fields import METHOD_NAMES
 from gwcore._speedups.path import normalise
 from gwcore._speedups.router import RouterProbe
 from gwcore._speedups.shm import Segment, reasons
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gwcore._speedups import fields, histogram, llhttp, plan, plane, regex
-from gwcore.config.compile import LLHTTP_METHODS, compile_plan
+from gwcore.config.compile import compile_plan
 from gwcore.config.load import load_text
 
 # ---- paths ----
@@ -101,7 +102,7 @@ routes:
 
 def route(path: str, host: str = "", method: str = "GET", query: bytes = b"", fields_: bytes = b""):
     probe = RouterProbe(compile_plan(load_text(ROUTES).config))
-    return probe.find(host.encode(), path.encode(), LLHTTP_METHODS.index(method), query, fields_)
+    return probe.find(host.encode(), path.encode(), METHOD_NAMES.index(method), query, fields_)
 
 
 def test_most_specific_wins():
@@ -112,7 +113,7 @@ def test_most_specific_wins():
     assert route("/c", query=b"w=&v=2")[0] == "query" and route("/c", query=b"v=22&w=1")[0] is None
     assert route("/c", method="POST")[0] == "post"
     name, allowed = route("/c/d")
-    assert name is None and allowed == 1 << LLHTTP_METHODS.index("POST")
+    assert name is None and allowed == 1 << METHOD_NAMES.index("POST")
 
 
 def test_hosts_come_first():
