@@ -3,7 +3,7 @@ from libc.stddef cimport size_t
 from libc.string cimport memcpy, strlen
 
 from gwcore._speedups.buffer cimport buf_bytes
-from gwcore._speedups.conn cimport OutList, Worker, out_add, out_copy, out_number
+from gwcore._speedups.conn cimport OutList, Worker, out_copy, out_number, out_some
 from gwcore._speedups.fields cimport METHODS, METHOD_SIZE
 from gwcore._speedups.plan cimport PlanHead, Route, plan_text
 from gwcore._speedups.reasons cimport R_METHOD_NOT_ALLOWED, ReasonRow, reason_row
@@ -50,7 +50,7 @@ cdef void put(Text *t, const char *s, size_t n) noexcept nogil:
 
 
 cdef void say(OutList *o, const char *s) noexcept nogil:
-    out_add(o, s, strlen(s))
+    out_copy(o, s, strlen(s))
 
 
 cdef void allow(OutList *o, uint64_t methods) noexcept nogil:
@@ -60,8 +60,8 @@ cdef void allow(OutList *o, uint64_t methods) noexcept nogil:
     say(o, b"Allow:")
     for i in range(64):
         if methods >> i & 1:
-            out_add(o, b", " if more else b" ", 2 if more else 1)
-            out_add(o, METHODS[i], METHOD_SIZE[i])
+            out_copy(o, b", " if more else b" ", 2 if more else 1)
+            out_copy(o, METHODS[i], METHOD_SIZE[i])
             more = True
     say(o, b"\r\n")
 
@@ -94,12 +94,12 @@ cdef int answer_error(Worker *w, OutList *o, const PlanHead *p, int reason, bint
     say(o, b"\r\nContent-Type: application/problem+json\r\nContent-Length: ")
     out_number(o, body.n, 10)
     say(o, b"\r\n")
-    out_add(o, w.date, 37)
-    out_add(o, plan_text(p, p.server_line), p.server_line.len)
+    out_copy(o, w.date, 37)
+    out_copy(o, plan_text(p, p.server_line), p.server_line.len)
     say(o, b"Proxy-Status: gwcore; error=")
     say(o, row.proxy_status)
     say(o, b'; details="')
-    out_add(o, row.word, row.word_len)
+    out_copy(o, row.word, row.word_len)
     say(o, b'"\r\n')
     if reason == R_METHOD_NOT_ALLOWED:
         allow(o, x.allowed if x != NULL else 0)
@@ -117,14 +117,14 @@ cdef int answer_error(Worker *w, OutList *o, const PlanHead *p, int reason, bint
 
 cdef void answer_route(Worker *w, OutList *o, const PlanHead *p, const Route *r, bint close, bint http10, bint to_head) noexcept nogil:
     """A prepared answer: its bytes are in the plan, the date is the worker's."""
-    out_add(o, plan_text(p, r.head), r.head.len)
+    out_some(o, plan_text(p, r.head), r.head.len)
     if close:
-        out_add(o, w.date, 37)
+        out_some(o, w.date, 37)
         say(o, b"Connection: close\r\n\r\n")
     elif http10:
-        out_add(o, w.date, 37)
+        out_some(o, w.date, 37)
         say(o, b"Connection: keep-alive\r\n\r\n")
     else:
-        out_add(o, w.date, 39)                       # with the empty line behind it
+        out_some(o, w.date, 39)                       # with the empty line behind it
     if not to_head:
-        out_add(o, plan_text(p, r.body), r.body.len)
+        out_some(o, plan_text(p, r.body), r.body.len)

@@ -16,6 +16,7 @@ cdef enum:
     SCRATCH_BYTES = 131072   # one read takes up to this
     OUT_SLICES = 64
     OUT_TEXT = 4096          # bytes made by us for one write
+    OUT_SMALL = 256          # up to here a copy next to its neighbour costs less than a slice of its own
     PEER_BYTES = 16
 
 cdef enum TimerKind: TIMER_CLIENT, TIMER_UPSTREAM, TIMER_WORKER
@@ -123,6 +124,13 @@ cdef void out_reset(OutList *o) noexcept nogil
 cdef int out_store(BufPool *p, const OutList *o, ByteQueue *q) noexcept nogil
 cdef void out_add(OutList *o, const char *at, size_t size) noexcept nogil
 cdef void out_copy(OutList *o, const char *at, size_t size) noexcept nogil
+cdef inline void out_some(OutList *o, const char *at, size_t size) noexcept nogil:
+    """A slice when it is long, a copy when it is short."""
+    if size <= OUT_SMALL:
+        out_copy(o, at, size)
+    else:
+        out_add(o, at, size)
+
 cdef void out_number(OutList *o, uint64_t n, int base) noexcept nogil
 
 cdef bint conn_move(Worker *w, Conn *c, int to) noexcept nogil

@@ -7,7 +7,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy
 
 from gwcore._speedups.buffer cimport BUF_HEAD, BUF_SMALL, buf_bytes, buf_take
-from gwcore._speedups.conn cimport OutList, Worker, out_add, out_copy, out_number, peer_text
+from gwcore._speedups.conn cimport OutList, Worker, out_add, out_copy, out_number, out_some, peer_text
 from gwcore._speedups.fields cimport (
     B_TOKEN, BYTE_CLASS, F_ALIAS, F_CONTENT_LENGTH, F_EXPECT, F_FORWARDED, F_PROXY, F_VIA, F_X_FORWARDED_FOR,
     F_X_FORWARDED_HOST, F_X_FORWARDED_PORT, F_X_FORWARDED_PROTO, F_X_GWCORE, F_X_REAL_IP, F_X_REQUEST_ID, LOWER,
@@ -23,10 +23,6 @@ from gwcore._speedups.story cimport Exchange
 cdef enum:
     ID_BYTES = 128           # longest request id taken from a trusted proxy
     NOTE_PATH = 800          # bytes of the path that log and answers keep
-
-
-cdef void out_literal(OutList *o, const char *text, size_t size) noexcept nogil:
-    out_add(o, text, size)
 
 
 cdef bint name_is(const Head *h, const Field *f, const char *lower, size_t n) noexcept nogil:
@@ -56,7 +52,7 @@ cdef void edits_add(const PlanHead *p, Array edits, OutList *o) noexcept nogil:
     cdef uint32_t k
     for k in range(edits.n):
         if e[k].op != OP_REMOVE:
-            out_add(o, plan_text(p, e[k].line), e[k].line.len)
+            out_some(o, plan_text(p, e[k].line), e[k].line.len)
 
 
 cdef void fields_out(const Head *h, OutList *o, uint32_t run) noexcept nogil:
@@ -72,10 +68,10 @@ cdef void fields_out(const Head *h, OutList *o, uint32_t run) noexcept nogil:
         run = end
         if f.drop:
             continue
-        out_add(o, h.base + f.name, f.name_len)
-        out_literal(o, b": ", 2)
-        out_add(o, h.base + f.value, f.value_len)
-        out_literal(o, b"\r\n", 2)
+        out_some(o, h.base + f.name, f.name_len)
+        out_copy(o, b": ", 2)
+        out_some(o, h.base + f.value, f.value_len)
+        out_copy(o, b"\r\n", 2)
     out_add(o, h.base + run, h.size - 2 - run)
 
 
@@ -85,24 +81,24 @@ cdef void forwarded_for(Worker *w, Exchange *x, Head *h, OutList *o) noexcept no
     cdef size_t n = peer_text(x.client, peer)
     cdef uint32_t i
     cdef bint proto = False, host = False
-    out_literal(o, b"X-Forwarded-For: ", 17)
+    out_copy(o, b"X-Forwarded-For: ", 17)
     if x.client.trusted:
         for i in range(h.n):
             if h.f[i].id == F_X_FORWARDED_FOR and h.f[i].value_len:
-                out_add(o, h.base + h.f[i].value, h.f[i].value_len)
-                out_literal(o, b", ", 2)
+                out_some(o, h.base + h.f[i].value, h.f[i].value_len)
+                out_copy(o, b", ", 2)
             elif h.f[i].id == F_X_FORWARDED_PROTO:
                 proto = True
             elif h.f[i].id == F_X_FORWARDED_HOST:
                 host = True
     out_copy(o, peer, n)
-    out_literal(o, b"\r\n", 2)
+    out_copy(o, b"\r\n", 2)
     if not proto:
-        out_literal(o, b"X-Forwarded-Proto: http\r\n", 25)
+        out_copy(o, b"X-Forwarded-Proto: http\r\n", 25)
     if not host and h.authority_len:
-        out_literal(o, b"X-Forwarded-Host: ", 18)
-        out_add(o, h.base + h.authority, h.authority_len)
-        out_literal(o, b"\r\n", 2)
+        out_copy(o, b"X-Forwarded-Host: ", 18)
+        out_some(o, h.base + h.authority, h.authority_len)
+        out_copy(o, b"\r\n", 2)
 
 
 cdef bint via_is_ours(const PlanHead *p, const Head *h, const Field *f) noexcept nogil:
@@ -162,36 +158,36 @@ cdef int forward_request(Worker *w, Exchange *x, Head *h, OutList *o, const char
         out_add(o, line, h.url - h.start)
         out_add(o, path, path_len)
         if h.query:
-            out_literal(o, b"?", 1)
+            out_copy(o, b"?", 1)
             out_add(o, h.base + h.query, h.query_len)
-        out_literal(o, b" HTTP/1.1\r\n", 11)
+        out_copy(o, b" HTTP/1.1\r\n", 11)
     fields_out(h, o, run)
     if own_host:
-        out_literal(o, b"Host: ", 6)
-        out_add(o, plan_text(p, spec.host), spec.host.len)
-        out_literal(o, b"\r\n", 2)
+        out_copy(o, b"Host: ", 6)
+        out_some(o, plan_text(p, spec.host), spec.host.len)
+        out_copy(o, b"\r\n", 2)
     elif h.host_field < 0 or h.absolute:
-        out_literal(o, b"Host: ", 6)
+        out_copy(o, b"Host: ", 6)
         if h.authority_len:
-            out_add(o, h.base + h.authority, h.authority_len)
+            out_some(o, h.base + h.authority, h.authority_len)
         else:
-            out_add(o, plan_text(p, spec.name), spec.name.len)
-        out_literal(o, b"\r\n", 2)
+            out_some(o, plan_text(p, spec.name), spec.name.len)
+        out_copy(o, b"\r\n", 2)
     if x.request_kind == BODY_CHUNKED:
-        out_literal(o, b"Transfer-Encoding: chunked\r\n", 28)
+        out_copy(o, b"Transfer-Encoding: chunked\r\n", 28)
     elif x.request_kind == BODY_LENGTH and not content_length_passes(h):
-        out_literal(o, b"Content-Length: ", 16)
+        out_copy(o, b"Content-Length: ", 16)
         out_number(o, <uint64_t>h.length, 10)
-        out_literal(o, b"\r\n", 2)
+        out_copy(o, b"\r\n", 2)
     forwarded_for(w, x, h, o)
     if p.via & VIA_REQUEST:
-        out_add(o, plan_text(p, p.via_line), p.via_line.len)
+        out_some(o, plan_text(p, p.via_line), p.via_line.len)
     if p.id_line.len:
-        out_add(o, plan_text(p, p.id_line), p.id_line.len)
-        out_add(o, buf_bytes(x.note) + x.note_path_len, x.note_id_len)
-        out_literal(o, b"\r\n", 2)
+        out_some(o, plan_text(p, p.id_line), p.id_line.len)
+        out_some(o, buf_bytes(x.note) + x.note_path_len, x.note_id_len)
+        out_copy(o, b"\r\n", 2)
     edits_add(p, x.route.request_edits, o)
-    out_literal(o, b"\r\n", 2)
+    out_copy(o, b"\r\n", 2)
     return 0
 
 
@@ -215,41 +211,46 @@ cdef void forward_response(Worker *w, Exchange *x, Head *h, OutList *o, bint clo
     """Write the client's response head to o."""
     cdef const PlanHead *p = x.plan.head
     cdef uint32_t run
+    cdef size_t passed
     response_choose(x, h)
     edits_drop(p, x.route.response_edits, h)
     if h.http10:
-        out_literal(o, b"HTTP/1.1", 8)
+        out_copy(o, b"HTTP/1.1", 8)
         run = 8
     else:
         run = 0
     fields_out(h, o, run)
+    passed = o.bytes
     if not h.has_date:
-        out_add(o, w.date, 37)
+        out_copy(o, w.date, 37)
     if h.has_length and h.status >= 200 and h.status != 204 and not h.chunked and not content_length_passes(h):
-        out_literal(o, b"Content-Length: ", 16)
+        out_copy(o, b"Content-Length: ", 16)
         out_number(o, <uint64_t>h.length, 10)
-        out_literal(o, b"\r\n", 2)
+        out_copy(o, b"\r\n", 2)
     if x.chunk_out:
-        out_literal(o, b"Transfer-Encoding: chunked\r\n", 28)
+        out_copy(o, b"Transfer-Encoding: chunked\r\n", 28)
     if close:
-        out_literal(o, b"Connection: close\r\n", 19)
+        out_copy(o, b"Connection: close\r\n", 19)
     elif x.http10:
-        out_literal(o, b"Connection: keep-alive\r\n", 24)
+        out_copy(o, b"Connection: keep-alive\r\n", 24)
     if p.via & VIA_RESPONSE:
-        out_add(o, plan_text(p, p.via_line), p.via_line.len)
+        out_some(o, plan_text(p, p.via_line), p.via_line.len)
     edits_add(p, x.route.response_edits, o)
-    out_literal(o, b"\r\n", 2)
+    if o.bytes == passed:
+        out_add(o, h.base + h.size - 2, 2)       # nothing of ours: head and body leave as the one slice that they are
+    else:
+        out_copy(o, b"\r\n", 2)
 
 
 cdef void forward_interim(Worker *w, Exchange *x, Head *h, OutList *o) noexcept nogil:
     """A 1xx answer, passed on as it is but for hop-by-hop fields."""
     response_choose(x, h)
     if h.http10:
-        out_literal(o, b"HTTP/1.1", 8)
+        out_copy(o, b"HTTP/1.1", 8)
         fields_out(h, o, 8)
     else:
         fields_out(h, o, 0)
-    out_literal(o, b"\r\n", 2)
+    out_copy(o, b"\r\n", 2)
 
 
 # ---- what is remembered of the head -------------------------------------------------------------------------------
