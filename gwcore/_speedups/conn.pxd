@@ -137,7 +137,7 @@ cdef bint conn_move(Worker *w, Conn *c, int to) noexcept nogil
 cdef Conn *conn_open(Worker *w, int side, int fd) noexcept nogil
 cdef void conn_close(Worker *w, Conn *c) noexcept nogil
 cdef void conn_arm(Worker *w, Conn *c, uint64_t due_ms) noexcept nogil
-cdef int conn_read(Worker *w, Conn *c, const char **at, size_t *size) noexcept nogil
+cdef int conn_read(Worker *w, Conn *c, size_t most, const char **at, size_t *size) noexcept nogil
 cdef int conn_send(Worker *w, Conn *c, OutList *o) noexcept nogil
 cdef int conn_flush(Worker *w, Conn *c) noexcept nogil
 cdef int conn_rest(Worker *w, Conn *c, const char *at, size_t size) noexcept nogil

@@ -207,8 +207,8 @@ cdef int conn_flush(Worker *w, Conn *c) noexcept nogil:
 
 # ---- what comes in ------------------------------------------------------------------------------------------------
 
-cdef int conn_read(Worker *w, Conn *c, const char **at, size_t *size) noexcept nogil:
-    """Read once. RC_OK: at[0], size[0] are all bytes that wait to be consumed; say with conn_rest what is left of them.
+cdef int conn_read(Worker *w, Conn *c, size_t most, const char **at, size_t *size) noexcept nogil:
+    """Read once, at most `most` bytes (SCRATCH_BYTES: as many as fit). RC_OK: at[0], size[0] are all bytes that wait to be consumed; say with conn_rest what is left of them.
 
     RC_AGAIN: nothing there. RC_DONE: the peer ended. RC_FAIL: reset, or no memory for a longer head. Bytes go to the worker's scratch
     and stay there for this turn; behind bytes that wait already when there are such.
@@ -232,6 +232,8 @@ cdef int conn_read(Worker *w, Conn *c, const char **at, size_t *size) noexcept n
         room = buf_space(b)
     elif c.exchange == NULL:
         room = BUF_LONG - BUF_HEAD               # what comes behind a head may have to wait, in one buffer
+    if room > most:
+        room = most
     while True:
         n = recv(c.fd, into, room, 0)
         if n != -1 or errno != EINTR:

@@ -8,7 +8,7 @@ from gwcore._speedups.attempt cimport attempt_leave_queue, attempt_release
 from gwcore._speedups.body cimport body_skip
 from gwcore._speedups.buffer cimport buf_bytes, buf_give, queue_clear
 from gwcore._speedups.conn cimport (
-    C_IDLE, C_LINGER, Conn, Worker, conn_again, conn_arm, conn_close, conn_move, conn_read, conn_rest, conn_send,
+    SCRATCH_BYTES, C_IDLE, C_LINGER, Conn, Worker, conn_again, conn_arm, conn_close, conn_move, conn_read, conn_rest, conn_send,
     out_reset,
 )
 from gwcore._speedups.histogram cimport histogram_cell
@@ -177,7 +177,7 @@ cdef void discard(Worker *w, Exchange *x) noexcept nogil:
         if c.input != NULL:
             at, size = buf_bytes(c.input), c.input.len
         elif c.readable:
-            rc = conn_read(w, c, &at, &size)
+            rc = conn_read(w, c, SCRATCH_BYTES, &at, &size)
             if rc == RC_AGAIN:
                 return
             if rc != RC_OK:

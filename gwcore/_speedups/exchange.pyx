@@ -15,7 +15,7 @@ from gwcore._speedups.buffer cimport buf_bytes, queue_clear
 from gwcore._speedups.chunked cimport chunked_init
 from gwcore._speedups.cllhttp cimport LLHTTP_REQUEST
 from gwcore._speedups.conn cimport (
-    C_BUSY, C_CONNECTING, C_HEAD, C_IDLE, C_LINGER, Conn, Worker, conn_again, conn_arm, conn_flush, conn_move,
+    SCRATCH_BYTES, C_BUSY, C_CONNECTING, C_HEAD, C_IDLE, C_LINGER, Conn, Worker, conn_again, conn_arm, conn_flush, conn_move,
     conn_read, conn_rest, conn_send, out_reset, out_store, random_next,
 )
 from gwcore._speedups.fields cimport B_TOKEN, BYTE_CLASS, F_COOKIE, LOWER
@@ -77,7 +77,7 @@ cdef void client_input(Worker *w, Conn *c) noexcept nogil:
         if not c.readable:
             return
         before = c.input.len if c.input != NULL else 0
-        rc = conn_read(w, c, &at, &size)
+        rc = conn_read(w, c, SCRATCH_BYTES, &at, &size)
         if rc == RC_AGAIN:
             return
         if rc != RC_OK:

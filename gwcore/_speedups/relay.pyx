@@ -27,6 +27,7 @@ from gwcore._speedups.ends cimport NEVER_MS, answered, client_end, client_left, 
 cdef enum:
     READS_A_TURN = 8         # of one connection, before others get their turn
     INTERIMS_MAX = 8
+    READ_LEAST = 4096
 
 cdef double EWMA_SHARE = 0.1     # of the newest answer in an endpoint's latency
 
@@ -128,6 +129,11 @@ cdef void write_failed(Worker *w, Exchange *x) noexcept nogil:
     upstream_read(w, x)
 
 
+cdef size_t body_room(const Exchange *x, const Conn *to) noexcept nogil:
+    """How much may be read for `to`, so that no more than buffers.high waits should it take nothing."""
+    return x.route.buffer_high - to.output.bytes if x.route.buffer_high > to.output.bytes + READ_LEAST else READ_LEAST
+
+
 cdef void request_pump(Worker *w, Exchange *x) noexcept nogil:
     """Move request body from the client to the upstream, as far as both go."""
     cdef Conn *c = x.client
@@ -142,7 +148,7 @@ cdef void request_pump(Worker *w, Exchange *x) noexcept nogil:
             if reads > READS_A_TURN:
                 conn_again(w, c)
                 break
-            rc = conn_read(w, c, &at, &size)
+            rc = conn_read(w, c, body_room(x, x.up), &at, &size)
             if rc == RC_AGAIN:
                 break
             if rc != RC_OK:                          # the client left in the middle of its body
@@ -204,7 +210,7 @@ cdef void upstream_read(Worker *w, Exchange *x) noexcept nogil:
             conn_again(w, x.client)
             return
         before = u.input.len if u.input != NULL else 0
-        rc = conn_read(w, u, &at, &size)
+        rc = conn_read(w, u, body_room(x, x.client), &at, &size)
         if rc == RC_AGAIN:
             return
         if rc != RC_OK:
