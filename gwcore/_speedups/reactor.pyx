@@ -27,7 +27,7 @@ from gwcore._speedups.upstream cimport Upstream
 
 cdef enum:
     EVENTS = 512
-    BUSY_EVENTS = 8          # a batch at least so large asks for another
+    BUSY_EVENTS = 2          # a batch at least so large asks for another: a turn of the outer loop costs more than an empty wait
     BUDGET_US = 1000
     ACCEPTS = 16             # in one turn, of one listener
     RUNS = 512
