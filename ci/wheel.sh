@@ -6,7 +6,8 @@ ci/bootstrap.sh
 export PATH="$PWD/.venv/bin:$PATH"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-git ls-files -z --cached --others --exclude-standard | xargs -0 -I{} cp --parents {} "$work" 2>/dev/null || true
+# a clean copy, because setuptools would pack what lies in build/; without git, which a bare machine does not have
+tar -c --exclude=./.git --exclude=./.venv --exclude=./build --exclude=./dist --exclude='*.so' --exclude=__pycache__ . | tar -x -C "$work"
 mkdir -p dist
 (cd "$work" && python -m build --wheel --no-isolation --outdir "$work/raw" >"$work/build.log" 2>&1) || { cat "$work/build.log" >&2; exit 1; }
 auditwheel show "$work"/raw/*.whl
