@@ -1,11 +1,12 @@
-"""What leaves is framed by us: lengths that were checked, chunk sizes that we wrote, no extensions, no trailers."""
+"""What leaves is framed by us: lengths that were checked, chunk sizes that we wrote, no extensions, trailers only where a route asks for them."""
 from libc.stddef cimport size_t
 
-from gwcore._speedups.chunked cimport chunked_next
+from gwcore._speedups.chunked cimport CHUNK_TRAILER, chunked_next
 from gwcore._speedups.conn cimport OutList, Worker, out_add, out_number
 from gwcore._speedups.http1 cimport BODY_CLOSE, BODY_LENGTH, BODY_NONE
-from gwcore._speedups.reasons cimport R_BAD_FRAMING, R_BODY_TOO_LARGE, R_RESPONSE_TRUNCATED
+from gwcore._speedups.reasons cimport R_BAD_FRAMING, R_BODY_TOO_LARGE, R_BUFFER_LIMIT, R_RESPONSE_TRUNCATED
 from gwcore._speedups.story cimport REQ_DONE, Exchange
+from gwcore._speedups.trailers cimport trailers_keep, trailers_out
 from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK
 
 
@@ -48,11 +49,15 @@ cdef int body_request(Worker *w, Exchange *x, const char *at, size_t size, OutLi
                 return RC_FAIL
             if o != NULL:
                 chunk_out(o, data, n)
+        elif rc == CHUNK_TRAILER:
+            if o != NULL and x.route.trailers and trailers_keep(&w.bufs, &x.request_trailers, data, n) != RC_OK:
+                x.reason = R_BUFFER_LIMIT
+                return RC_FAIL
         elif rc == RC_AGAIN:
             return RC_AGAIN
         elif rc == RC_DONE:
             if o != NULL:
-                out_add(o, b"0\r\n\r\n", 5)
+                trailers_out(o, x.request_trailers)
             x.request_body = REQ_DONE
             return RC_DONE
         else:
@@ -97,6 +102,10 @@ cdef int body_response(Worker *w, Exchange *x, const char *at, size_t size, OutL
                 chunk_out(o, data, n)
             else:
                 out_add(o, data, n)
+        elif rc == CHUNK_TRAILER:
+            if x.chunk_out and x.te_trailers and x.route.trailers and trailers_keep(&w.bufs, &x.response_trailers, data, n) != RC_OK:
+                x.reason = R_BUFFER_LIMIT
+                return RC_FAIL
         elif rc == RC_AGAIN:
             return RC_AGAIN
         elif rc == RC_DONE:
@@ -109,4 +118,4 @@ cdef int body_response(Worker *w, Exchange *x, const char *at, size_t size, OutL
 
 cdef void body_end_response(Exchange *x, OutList *o) noexcept nogil:
     if x.chunk_out:
-        out_add(o, b"0\r\n\r\n", 5)
+        trailers_out(o, x.response_trailers)

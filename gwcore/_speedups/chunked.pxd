@@ -2,13 +2,15 @@
 from gwcore._speedups.types cimport size_t, uint32_t, uint64_t
 from libc.stdint cimport uint8_t, uint16_t
 
+cdef enum:
+    CHUNK_TRAILER = 1        # of chunked_next: a slice of the trailer section
+
 cdef struct Chunked:
     uint64_t left            # data bytes of the present chunk still to come
     uint32_t line            # bytes of the present size line or trailer section
     uint32_t extensions      # bytes of extensions in this body so far
     uint16_t digits
     uint8_t state
-    uint8_t colon            # trailer line: the colon was seen
     uint32_t ext_max         # bytes of one size line
     uint32_t trailer_max     # bytes of the trailer section
 

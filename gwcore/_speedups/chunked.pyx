@@ -1,5 +1,5 @@
 """Chunked bodies (RFC 9112 7.1). Sizes are 1 to 16 hex digits up to 2^63-1, lines end in CR LF, extensions are skipped within a limit,
-trailers are checked and dropped within a limit."""
+trailers are checked within a limit and handed out for those who want them."""
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
@@ -25,10 +25,11 @@ cdef void chunked_init(Chunked *c, uint32_t ext_max, uint32_t trailer_max) noexc
 cdef int chunked_next(Chunked *c, const char *at, size_t size, size_t *used, const char **data, size_t *n) noexcept nogil:
     """Read on at `at`; used[0] says how many bytes were taken.
 
-    RC_OK: data[0], n[0] is a slice of the body, call again. RC_AGAIN: all bytes are used, more are needed.
+    RC_OK: data[0], n[0] is a slice of the body, call again. CHUNK_TRAILER: the same of the trailer section, whose lines end in CR LF.
+    RC_AGAIN: all bytes are used, more are needed.
     RC_DONE: the body and its trailers ended. RC_FAIL: not chunked coding, or over a limit.
     """
-    cdef size_t i = 0
+    cdef size_t i = 0, trailer = 0
     cdef uint8_t b
     n[0] = 0
     while i < size:
@@ -71,6 +72,7 @@ cdef int chunked_next(Chunked *c, const char *at, size_t size, size_t *used, con
                 break
             c.state = DATA if c.left else TRAILER
             c.line = c.digits = 0
+            trailer = i
         elif c.state == DATA_CR:
             if b != c'\r':
                 break
@@ -92,6 +94,8 @@ cdef int chunked_next(Chunked *c, const char *at, size_t size, size_t *used, con
             if c.state == TRAILER:
                 if b == c'\r':
                     c.state = END_LF
+                    if i - 1 > trailer:
+                        return trailer_slice(at, trailer, i - 1, i, used, data, n)
                 elif BYTE_CLASS[b] & B_TOKEN:
                     c.state = TRAILER_NAME
                 else:
@@ -113,18 +117,28 @@ cdef int chunked_next(Chunked *c, const char *at, size_t size, size_t *used, con
             else:
                 break
     else:
+        if c.state >= TRAILER and c.state < END_LF and size > trailer:
+            return trailer_slice(at, trailer, size, size, used, data, n)
         used[0] = size
         return RC_AGAIN
     used[0] = i
     return RC_FAIL
 
 
+cdef inline int trailer_slice(const char *at, size_t begin, size_t end, size_t taken, size_t *used, const char **data, size_t *n) noexcept nogil:
+    data[0], n[0], used[0] = at + begin, end - begin, taken
+    return CHUNK_TRAILER
+
+
 cdef class ChunkedProbe:
-    """The decoder for tests: feed(bytes) -> (outcome, body bytes, bytes used) with outcome 'again', 'done' or 'fail'."""
+    """The decoder for tests: feed(bytes) -> (outcome, body bytes, bytes used) with outcome 'again', 'done' or 'fail'. `trailers` has
+    the bytes of the trailer section so far."""
     cdef Chunked c
+    cdef readonly bytes trailers
 
     def __cinit__(self, uint32_t ext_max=256, uint32_t trailer_max=4096):
         chunked_init(&self.c, ext_max, trailer_max)
+        self.trailers = b""
 
     def feed(self, bytes text):
         cdef const char *data = NULL
@@ -137,5 +151,8 @@ cdef class ChunkedProbe:
             at += used
             if rc == RC_OK:
                 out += data[:n]
+                continue
+            if rc == CHUNK_TRAILER:
+                self.trailers += data[:n]
                 continue
             return ({RC_AGAIN: "again", RC_DONE: "done", RC_FAIL: "fail"}[rc], out, at)

@@ -6,6 +6,7 @@ from libc.string cimport memcpy, memmove, memset
 from gwcore._speedups.buffer cimport (
     BUF_LONG, BUF_HEAD, Buf, BufPool, ByteQueue, buf_bytes, buf_give, buf_grow, buf_room, buf_space, buf_take, queue_add, queue_clear, queue_skip,
 )
+from gwcore._speedups.clients cimport client_leave
 from gwcore._speedups.slab cimport slab_give, slab_take
 from gwcore._speedups.sys cimport (
     AF_INET6, EAGAIN, EINTR, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLL_CTL_ADD, MSG_NOSIGNAL, close, epoll_ctl, epoll_event, errno,
@@ -329,6 +330,8 @@ cdef void conn_close(Worker *w, Conn *c) noexcept nogil:
     queue_clear(&w.bufs, &c.output)
     w.fds -= 1
     if c.side == CONN_CLIENT:
+        if c.counted:
+            client_leave(w.segment, w.lane, c.peer, c.family)
         w.lane.worker.connections -= 1
         slab_give(&w.clients, c)
     else:

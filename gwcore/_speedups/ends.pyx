@@ -79,7 +79,9 @@ cdef void exchange_end(Worker *w, Exchange *x) noexcept nogil:
     if x.replay.bytes:
         queue_clear(&w.bufs, &x.replay)
     buf_give(&w.bufs, x.note)
-    x.note = NULL
+    buf_give(&w.bufs, x.request_trailers)
+    buf_give(&w.bufs, x.response_trailers)
+    x.note = x.request_trailers = x.response_trailers = NULL
     x.plan.refs -= 1
     w.lane.worker.exchanges -= 1
     exchange_move(w, x, X_FREE)

@@ -10,7 +10,7 @@ from gwcore._speedups.buffer cimport BUF_HEAD, BUF_SMALL, buf_bytes, buf_take
 from gwcore._speedups.conn cimport OutList, Worker, out_add, out_copy, out_number, out_some, peer_text
 from gwcore._speedups.fields cimport (
     B_TOKEN, BYTE_CLASS, F_ALIAS, F_CONTENT_LENGTH, F_EXPECT, F_FORWARDED, F_PROXY, F_VIA, F_X_FORWARDED_FOR,
-    F_X_FORWARDED_HOST, F_X_FORWARDED_PORT, F_X_FORWARDED_PROTO, F_X_GWCORE, F_X_REAL_IP, F_X_REQUEST_ID, LOWER,
+    F_TRAILER, F_X_FORWARDED_HOST, F_X_FORWARDED_PORT, F_X_FORWARDED_PROTO, F_X_GWCORE, F_X_REAL_IP, F_X_REQUEST_ID, LOWER,
 )
 from gwcore._speedups.head cimport Field, Head, field_end
 from gwcore._speedups.http1 cimport BODY_CHUNKED, BODY_LENGTH
@@ -131,6 +131,8 @@ cdef int fields_choose(Worker *w, Exchange *x, Head *h) noexcept nogil:
             f.drop = 1
         elif f.id == F_X_FORWARDED_PROTO or f.id == F_X_FORWARDED_HOST or f.id == F_X_FORWARDED_PORT or f.id == F_FORWARDED or f.id == F_X_REAL_IP:
             f.drop = not x.client.trusted
+        elif f.id == F_TRAILER:
+            f.drop = not (x.route.trailers and h.chunked)
         elif f.id == F_VIA and via_is_ours(p, h, f):
             return R_LOOP
     return 0
@@ -179,6 +181,8 @@ cdef int forward_request(Worker *w, Exchange *x, Head *h, OutList *o, const char
         out_copy(o, b"Content-Length: ", 16)
         out_number(o, <uint64_t>h.length, 10)
         out_copy(o, b"\r\n", 2)
+    if x.te_trailers and x.route.trailers:
+        out_copy(o, b"TE: trailers\r\nConnection: TE\r\n", 30)
     forwarded_for(w, x, h, o)
     if p.via & VIA_REQUEST:
         out_some(o, plan_text(p, p.via_line), p.via_line.len)
@@ -205,6 +209,8 @@ cdef void response_choose(Exchange *x, Head *h) noexcept nogil:
         if h.f[i].id == F_CONTENT_LENGTH:
             # 1xx and 204 have none; otherwise the digits were read and are what we send
             h.f[i].drop = h.chunked or h.status == 204 or h.status < 200 or (h.base[h.f[i].value] == c'0' and h.f[i].value_len > 1)
+        elif h.f[i].id == F_TRAILER:
+            h.f[i].drop = not (x.route.trailers and x.te_trailers and x.chunk_out)
 
 
 cdef void forward_response(Worker *w, Exchange *x, Head *h, OutList *o, bint close) noexcept nogil:

@@ -152,6 +152,7 @@ cdef struct PlanHead:
     uint32_t response_head_bytes
     uint32_t response_fields
     uint32_t connections     # per worker; 0 = by descriptors
+    uint32_t connections_per_client  # over all workers; 0 = no limit
     uint32_t requests_per_connection
     uint32_t connection_age_ms
     uint32_t underscore_drop

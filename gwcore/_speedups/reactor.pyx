@@ -5,6 +5,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
+from gwcore._speedups.clients cimport client_enter
 from gwcore._speedups.conn cimport (
     CONN_CLIENT, CONN_CLOCK, CONN_LISTENER, C_IDLE, Conn, SCRATCH_BYTES, TIMER_CLIENT, TIMER_UPSTREAM, TIMER_WORKER,
     Worker, conn_arm, conn_move, conn_open, conn_register,
@@ -229,6 +230,11 @@ cdef bint accept_some(Reactor *r, Listener *l) noexcept nogil:
         if w.lane.worker.connections > w.connection_limit and not shed_idle(w):
             head_refuse(w, c, R_CONNECTION_LIMIT)
             continue
+        if w.plan.head.connections_per_client and c.family and not c.trusted:
+            c.counted = client_enter(w.segment, w.lane, c.peer, c.family, w.plan.head.connections_per_client)
+            if not c.counted:
+                head_refuse(w, c, R_CONNECTION_LIMIT)
+                continue
         if not conn_register(w, c):
             client_end(w, c, False)
             continue

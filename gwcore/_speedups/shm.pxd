@@ -8,6 +8,8 @@ cdef enum:
     HIST_CELLS = 161
     CLOSE_REASONS = 10
     REASON_CELLS = 96
+    CLIENT_ROWS = 4
+    CLIENT_CELLS = 32768
 
 cdef struct RouteCell:
     uint64_t requests[6]     # by class: none (nobody answered), 1xx .. 5xx
@@ -54,6 +56,7 @@ cdef struct Lane:
     RouteCell routes[2048]
     UpstreamCell upstreams[256]
     uint32_t endpoint_open[2048]     # this worker's share of the shared counts
+    uint32_t clients[4][32768]       # connections by address: see clients.pyx
 
 cdef struct EndpointCell:    # shared by all workers, touched at open and close only
     uint32_t open            # atomic
@@ -64,6 +67,7 @@ cdef struct Segment_:
     uint32_t layout
     uint32_t workers
     uint32_t unused
+    uint64_t seed            # of hashes that strangers must not foresee
     EndpointCell endpoints[2048]
 
 cdef inline Lane *segment_lane(Segment_ *s, uint32_t worker) noexcept nogil:

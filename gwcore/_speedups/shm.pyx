@@ -49,6 +49,7 @@ cdef class Segment:
         (<Segment>s).mem.magic = MAGIC
         (<Segment>s).mem.layout = <uint32_t>sizeof(Lane)
         (<Segment>s).mem.workers = workers
+        (<Segment>s).mem.seed = int.from_bytes(os.urandom(8), "little")
         return s
 
     @staticmethod
@@ -96,6 +97,9 @@ cdef class Segment:
             if lane.endpoint_open[i]:
                 gw_atomic_add(&self.mem.endpoints[i].open, -<int>lane.endpoint_open[i])
                 lane.endpoint_open[i] = 0
+        for i in range(CLIENT_ROWS * CLIENT_CELLS):          # reading leaves untouched pages unmade
+            if (&lane.clients[0][0])[i]:
+                (&lane.clients[0][0])[i] = 0
 
     def worker_figures(self, worker: int) -> dict:
         """The figures of one worker."""

@@ -34,6 +34,8 @@ cdef struct Exchange:
     Buf *note                # what log and answers need of the head: path, then request id
     uint32_t note_path_len
     uint32_t note_id_len
+    Buf *request_trailers    # what came of them, while they are wanted
+    Buf *response_trailers
     Chunked request_chunks
     Chunked response_chunks
     uint64_t hash            # for balance: hash

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from gwcore.supervisor import Supervisor
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-MAX_SERIES = 10_000  # routes and upstreams share it by halves; those that no longer fit are added up under the name "other"
 OTHER = "other"
 WORKER_COUNTERS = {
     "accepted": ("gwcore_connections_accepted_total", "Client connections accepted"),
@@ -54,8 +53,8 @@ UPSTREAM_GAUGES = {
 class SegmentCollector(Collector):
     """Collects from a supervisor's segment."""
 
-    def __init__(self, supervisor: Supervisor, max_series: int = MAX_SERIES):
-        self.supervisor, self.max_series = supervisor, max_series
+    def __init__(self, supervisor: Supervisor):
+        self.supervisor = supervisor
 
     def collect(self) -> Iterable[Any]:
         s = self.supervisor
@@ -76,8 +75,9 @@ class SegmentCollector(Collector):
         for key, (name, text) in WORKER_GAUGES.items():
             yield GaugeMetricFamily(name, text, value=sum(w[key] for w in snap["workers"]))
         yield _family("gwcore_failures_total", "Requests and connections that failed, by reason", "reason", snap["reasons"])
-        yield from _routes(fold(snap["routes"], self.max_series // 2))
-        yield from _upstreams(fold(snap["upstreams"], self.max_series // 2))
+        most = s.config.metrics.max_series // 2  # routes and upstreams share it by halves
+        yield from _routes(fold(snap["routes"], most))
+        yield from _upstreams(fold(snap["upstreams"], most))
 
 
 def _family(name: str, text: str, label: str, values: dict[str, int]) -> CounterMetricFamily:

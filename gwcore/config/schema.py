@@ -364,6 +364,9 @@ class Route(Model):
     """Changes to the answer's fields."""
     tier: Literal["P0", "P1", "P2"] = "P1"
     """Business tier, in the log."""
+    trailers: bool = False
+    """Pass trailer fields on: of requests, and of answers when the client sent `TE: trailers`. Framing, routing and control fields are
+    dropped from them."""
     timeouts: RouteTimeouts = RouteTimeouts()
     """Overrides for this route."""
     limits: RouteLimits = RouteLimits()
@@ -421,9 +424,18 @@ class AccessLog(Model):
     """When the disk is slower than the traffic: drop lines (counted), or stop reading new requests."""
 
 
+def _count(value: Any) -> Any:
+    return 0 if value is False or value == "off" else value
+
+
 class Limits(Model):
     connections: int | Literal["auto"] = "auto"
     """Client connections per worker; auto = descriptors - pools - 64. Beyond: the oldest idle one is closed, else 503 `connection_limit`."""
+    connections_per_client: Annotated[int, BeforeValidator(_count, json_schema_input_type=int | str)] = Field(
+        0, ge=0, le=1_000_000
+    )
+    """Connections of one client address (IPv6: /64), over all workers; off = no limit. Beyond: 503 `connection_limit`. `trusted_proxies`
+    are exempt, for behind them are many."""
     requests_per_connection: int = Field(10000, ge=1)
     """Then `Connection: close`."""
     connection_age: Duration = 3600.0
@@ -434,14 +446,18 @@ class Limits(Model):
     """Whole request head; 431 `headers_too_large`."""
     header_count: int = Field(100, ge=1, le=256)
     """431 `too_many_headers`."""
-    trailer_bytes: Size = 4 << 10
+    trailer_bytes: Size = Field(4 << 10, ge=64, le=16000)
     """400 `bad_framing`."""
     chunk_ext_bytes: Size = 256
     """Of one chunk's size line; 400 `bad_framing`."""
     body_bytes: Size = 64 << 20
     """413 `body_too_large`; off = no limit."""
     body_min_rate: Rate = 256
-    """Bytes per second of a request body after 10s; 408 `body_too_slow`."""
+    """Bytes per second of a request body, on average, after the grace; 408 `body_too_slow`."""
+    body_rate_grace: Duration = 10.0
+    """How long a request body may take before `body_min_rate` counts."""
+    linger_bytes: Size = Field(256 << 10, le=1 << 30)
+    """Most bytes of a request body that are read and dropped after a refusal; see `timeouts.linger`."""
     response_header_bytes: Size = Field(32 << 10, ge=1 << 10, le=64 << 10)
     """502 `response_headers_too_large`."""
     response_header_count: int = Field(200, ge=1, le=256)
@@ -474,6 +490,11 @@ class Buffers(Model):
     """Bytes of a request kept so that it can be sent again."""
     total: Size | Literal["auto"] = "auto"
     """Per worker; auto = 25 % of the memory limit over the workers. Beyond: 503 `buffer_limit`."""
+
+
+class Metrics(Model):
+    max_series: int = Field(10_000, ge=100, le=1_000_000)
+    """Most series of routes and upstreams in /metrics; those that no longer fit are added up under the label `other`."""
 
 
 class Via(Model):
@@ -519,6 +540,8 @@ class Config(Model):
     """Client side and shutdown."""
     buffers: Buffers = Buffers()
     """Memory of bodies on their way."""
+    metrics: Metrics = Metrics()
+    """What /metrics shows."""
     trusted_proxies: list[str] = []
     """Networks whose X-Forwarded-* and request ids are believed."""
     via: Via = Via()
