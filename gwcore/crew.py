@@ -25,6 +25,8 @@ LIVED_S = 10.0  # a worker that lived so long starts the backoff anew
 ZYGOTE_LIVED_S = 2.0  # when the zygote dies earlier, beginning anew would only go round in circles
 STILLBORN = 5  # so many deaths before the first worker serves, and the gateway gives up
 ELDER_GENERATIONS = 4
+PING_S = 5.0
+HUNG_PINGS = 3  # a worker that leaves so many unanswered hangs; counted, not timed, so that a halted machine ends nobody
 
 
 def say(text: str) -> None:
@@ -51,6 +53,7 @@ class Slot:
     version: int = 0
     failures: int = 0
     restarts: int = 0
+    pings: int = 0  # not answered yet
     verdict: asyncio.Future[str] | None = None
     listening: set[str] = field(default_factory=set)
 
@@ -107,6 +110,7 @@ class Crew:
             return
         channel, theirs = Channel.pair()
         slot.channel, slot.started, slot.pid, slot.version, slot.listening = channel, time.monotonic(), 0, 0, set()
+        slot.pings = 0
         self.spawner.send("fork", [theirs.fileno(), self.segment.fd], worker=slot.number)
         theirs.close()
         self.loop.add_reader(
@@ -119,6 +123,8 @@ class Crew:
         op, version = message["op"], message.get("version", 0)
         if op == "hello":
             slot.pid = message["pid"]
+        elif op == "pong":
+            slot.pings = 0
         elif version > self.plan.version:  # the answer to a PREPARE; one that comes too late counts no more
             if version == self.asked and slot.verdict is not None and not slot.verdict.done():
                 slot.verdict.set_result(message.get("why", ""))
@@ -171,6 +177,18 @@ class Crew:
             self.loop.call_later(delay, self.spawn, slot)
         else:
             self.spawn(slot)
+
+    def ping(self) -> None:
+        """To be called every PING_S: is every worker's loop alive? One that hangs is killed, so that another takes its place."""
+        for slot in self.slots:
+            if not slot.up or slot.channel is None:
+                continue
+            if slot.pings >= HUNG_PINGS:
+                say(f"worker {slot.number} (pid {slot.pid}) has not answered for {slot.pings * PING_S:g}s; killing it")
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(slot.pid, signal.SIGKILL)
+            slot.pings += 1
+            slot.channel.send("ping")
 
     def on_ended(self, message: dict[str, Any], _: list[int]) -> None:
         """The zygote tells how a process ended. What follows from it was decided when its channel closed."""

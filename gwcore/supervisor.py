@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gwcore import upgrade, zygote
 from gwcore.control import Channel
-from gwcore.crew import Crew, Plan, say
+from gwcore.crew import PING_S, Crew, Plan, say
 
 if TYPE_CHECKING:
     from gwcore.admin.server import Admin
@@ -107,6 +107,7 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_SETMASK, ())  # an upgrade blocks them on its way here
         self.crew.start(self.compile(self.config), [x.address for x in self.config.listeners], self.config.timeouts.drain, log_fd)
         self.loop.call_later(WATCH_S, self.watch)
+        self.loop.call_later(PING_S, self.ping)
         status = await self.done
         if self.admin:
             await self.admin.stop()
@@ -356,6 +357,11 @@ class Supervisor:
                 self.alarms[i] = (figures["accept_paused"], now)
         if not self.done.done():
             self.loop.call_later(WATCH_S, self.watch)
+
+    def ping(self) -> None:
+        self.crew.ping()
+        if not self.done.done():
+            self.loop.call_later(PING_S, self.ping)
 
 
 def close_if_open(fd: int) -> None:

@@ -119,6 +119,9 @@ class Worker:
     def on_unlisten(self, address: str) -> None:
         self.plane.unlisten(address)
 
+    def on_ping(self) -> None:
+        self.channel.send("pong")
+
     def on_log(self, fd: int = -1) -> None:
         self.plane.set_log(fd)
 
@@ -134,12 +137,12 @@ class Worker:
         """The supervisor is gone: finish what is under way, within the time that a stop has."""
         self.loop.remove_reader(self.channel.fileno())
         self.drain(1)
-        self.loop.call_later(self.drain_s, self.end, 1)
 
     def drain(self, status: int) -> None:
         if not self.drain_since:
             self.drain_since = time.monotonic()
             self.plane.begin_drain()
+            self.loop.call_later(self.drain_s, self.end, status)  # the supervisor may have another deadline, or be gone
             self._look(status)
 
     def _look(self, status: int) -> None:

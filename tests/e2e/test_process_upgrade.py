@@ -7,7 +7,7 @@ import threading
 import time
 
 from tests.e2e.process import GET, Clients, alive
-from tests.support import SLACK, ok, read_reply, wait_until
+from tests.support import SLACK, ok, read_all, read_reply, wait_until
 
 
 def upgraded(g, n: int = 1) -> bool:
@@ -120,3 +120,23 @@ def test_the_number_of_workers_changes_with_an_upgrade(gateway):
         clients.more()
     clients.stop()
     assert clients.lost == 0 and set(clients.statuses) == {200}
+
+
+def test_a_generation_before_has_timeouts_drain_to_end(gateway, upstream):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def handler(c):
+        c.request()
+        begun.set()
+        go_on.wait(30)
+
+    g = gateway(upstream(handler), workers=1, extra="timeouts: {drain: 1s}\n")
+    old = g.pids()
+    with g.connect() as s:
+        s.sendall(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert begun.wait(5 * SLACK)
+        g.signal(signal.SIGUSR2)
+        wait_until(lambda: upgraded(g), 20)
+        wait_until(lambda: not any(map(alive, old)), 5)
+        assert read_all(s) == b""
+    go_on.set()

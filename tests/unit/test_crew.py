@@ -280,3 +280,21 @@ def test_a_dead_zygote_is_told(age, final):
         assert b.told == [("serves",), ("failed", final)]
 
     asyncio.run(run())
+
+
+@bench
+async def test_a_worker_that_hangs_is_killed_and_one_that_answers_is_not(b):
+    workers = await b.serving()
+    killed: list[int] = []
+    kill, crew_module.os.kill = crew_module.os.kill, lambda pid, _: killed.append(pid)
+    try:
+        for _ in range(crew_module.HUNG_PINGS):
+            b.crew.ping()
+            assert not killed
+            assert ("ping", None) in workers[1].read()
+            workers[1].say("pong")
+            await b.turn()
+        b.crew.ping()
+    finally:
+        crew_module.os.kill = kill
+    assert killed == [b.crew.slots[0].pid]
