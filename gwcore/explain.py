@@ -6,7 +6,8 @@ import re
 from urllib.parse import urlsplit
 
 from gwcore._speedups.path import normalise
-from gwcore.config.schema import Config, Match, Route
+from gwcore.config.routes import Match, Route
+from gwcore.config.schema import Config
 from gwcore.config.units import format_duration, format_size
 
 

@@ -15,7 +15,8 @@ import tempfile
 import time
 from typing import Any
 
-from gwcore.config.schema import Config, split_address
+from gwcore.config.base import split_address
+from gwcore.config.schema import Config
 
 LOOK_S = 0.1
 ADMIN_S = 15.0  # a reload waits for all workers

@@ -10,7 +10,7 @@ cdef enum PoolVerdict:
 cdef enum ItemState: ITEM_FREE, ITEM_OPENING, ITEM_BUSY, ITEM_IDLE
 
 cdef enum CloseReason:       # words: shm.CLOSE_WORDS
-    CLOSE_IDLE, CLOSE_MAX_REQUESTS, CLOSE_MAX_AGE, CLOSE_PEER, CLOSE_ERROR, CLOSE_STALE, CLOSE_EVICTED, CLOSE_DRAIN, CLOSE_TIMEOUT, CLOSE_ABORTED
+    CLOSE_IDLE, CLOSE_MAX_REQUESTS, CLOSE_MAX_AGE, CLOSE_PEER, CLOSE_ERROR, CLOSE_STALE, CLOSE_EVICTED, CLOSE_DRAIN, CLOSE_TIMEOUT, CLOSE_ABORTED, CLOSE_TUNNEL
     CLOSE_COUNT
 
 cdef struct PoolItem:        # embedded in a connection
@@ -38,7 +38,7 @@ cdef struct PoolCore:
     uint32_t worker          # number + 1 of this one
     uint64_t opens
     uint64_t reuses
-    uint64_t closed[10]
+    uint64_t closed[11]
     uint32_t illegal
     uint32_t draining        # keep nothing idle
 

@@ -11,7 +11,8 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from gwcore.config.schema import Listener, split_address
+from gwcore.config.base import split_address
+from gwcore.config.schema import Listener
 
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
 REMEDY = {

@@ -105,7 +105,7 @@ class Supervisor:
         ):
             self.loop.add_signal_handler(s, action)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())  # an upgrade blocks them on its way here
-        self.crew.start(self.compile(self.config), [x.address for x in self.config.listeners], self.config.timeouts.drain, log_fd)
+        self.crew.start(self.compile(self.config), [x.address for x in self.config.listeners], self.drain_times(), log_fd)
         self.loop.call_later(WATCH_S, self.watch)
         self.loop.call_later(PING_S, self.ping)
         status = await self.done
@@ -148,6 +148,11 @@ class Supervisor:
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
         self.versions += 1
         return Plan(self.versions, fd)
+
+    def drain_times(self) -> dict[str, float]:
+        """What every worker must know of the end, for it may come without us."""
+        t = self.config.timeouts
+        return {"drain_s": t.drain, "drain_tunnels_s": t.drain_tunnels}
 
     def start_task(self, work: Coroutine[Any, Any, Any]) -> None:
         task = self.loop.create_task(work)
@@ -252,7 +257,7 @@ class Supervisor:
         before, self.loaded = self.config, loaded
         addresses = [x.address for x in self.config.listeners]
         self.listeners.close(self.listeners.sockets.keys() - set(addresses))
-        self.crew.commit(plan, addresses, self.config.timeouts.drain)
+        self.crew.commit(plan, addresses, self.drain_times())
         if log_fd is not None:
             self.crew.use_log(log_fd)
         if before.admin.address != self.config.admin.address:

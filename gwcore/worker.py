@@ -36,6 +36,7 @@ class Worker:
         self.serving = False
         self.drain_since = 0.0
         self.drain_s = ORPHAN_DRAIN_S
+        self.drain_tunnels_s = 0.0
         self.preparing: set[int] = set()
 
     async def run(self) -> int:
@@ -95,9 +96,9 @@ class Worker:
         else:
             self.channel.send("ready", version=version)
 
-    def on_commit(self, version: int, drain_s: float) -> None:
+    def on_commit(self, version: int, drain_s: float, drain_tunnels_s: float) -> None:
         self.preparing.discard(version)
-        self.drain_s = drain_s
+        self.drain_s, self.drain_tunnels_s = drain_s, drain_tunnels_s
         self.plane.commit(version)
         self.serving = True
         self.channel.send("committed", version=version)
@@ -130,6 +131,10 @@ class Worker:
     def on_drain(self) -> None:
         self.drain(0)
 
+    def on_relieve(self) -> None:
+        """Another generation serves: drain, but tunnels have their own time."""
+        self.drain(0, self.drain_tunnels_s)
+
     def on_stop(self) -> None:
         self.end(0)
 
@@ -138,11 +143,13 @@ class Worker:
         self.loop.remove_reader(self.channel.fileno())
         self.drain(1)
 
-    def drain(self, status: int) -> None:
+    def drain(self, status: int, tunnels_s: float = 0.0) -> None:
+        """Finish what is under way. Requests are cut after timeouts.drain, tunnels too unless they were given more."""
         if not self.drain_since:
             self.drain_since = time.monotonic()
             self.plane.begin_drain()
-            self.loop.call_later(self.drain_s, self.end, status)  # the supervisor may have another deadline, or be gone
+            self.loop.call_later(self.drain_s, self.plane.close_requests)
+            self.loop.call_later(max(self.drain_s, tunnels_s), self.end, status)
             self._look(status)
 
     def _look(self, status: int) -> None:

@@ -43,10 +43,11 @@ LEVELS = {
     "body": 7,
     "attempt": 7,
     "ends": 8,
-    "relay": 9,
-    "exchange": 10,
-    "reactor": 11,
-    "plane": 12,
+    "tunnel": 9,
+    "relay": 10,
+    "exchange": 11,
+    "reactor": 12,
+    "plane": 13,
 }
 
 

@@ -145,6 +145,8 @@ cdef void log_exchange(Worker *w, const Exchange *x) noexcept nogil:
     word(&l, b'","route":"')
     if x.route != NULL:
         escaped(&l, plan_text(x.plan.head, x.route.name), x.route.name.len)
+    elif x.note != NULL:                             # a tunnel keeps its route's name there
+        escaped(&l, buf_bytes(x.note) + x.note_path_len + x.note_id_len, x.note_route_len)
     word(&l, b'","upstream":"')
     if x.upstream != NULL:
         escaped(&l, x.upstream.name, x.upstream.name_len)
@@ -166,7 +168,7 @@ cdef void log_exchange(Worker *w, const Exchange *x) noexcept nogil:
     word(&l, b',"t_total_ms":')
     millis(&l, total)
     word(&l, b',"tls":"","degraded":"","tier":"P')
-    number(&l, x.route.tier if x.route != NULL else 1)
+    number(&l, x.tier)
     word(&l, b'"}\n')
     line_send(w, &l)
 

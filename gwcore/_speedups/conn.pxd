@@ -62,6 +62,7 @@ cdef struct Conn:
     uint8_t ended            # 1: the kernel announced FIN, bytes may wait before it; 2: read up to it
     uint8_t broken           # reset, or a write failed
     uint8_t family           # 4, 6 or 0 (unix)
+    uint8_t shut             # our side of a tunnel is closed
     uint8_t trusted          # the peer is one of trusted_proxies
     uint8_t counted          # client side: limits.connections_per_client counts it
     uint16_t port

@@ -17,22 +17,23 @@ from gwcore._speedups.reasons cimport R_CLIENT_CLOSED
 from gwcore._speedups.shm cimport RouteCell
 from gwcore._speedups.slab cimport slab_give
 from gwcore._speedups.story cimport (
-    REQ_DISCARD, REQ_DONE, REQ_STREAM, X_ANSWERING, X_CONNECTING, X_DISCARDING, X_FLUSHING, X_FREE, X_QUEUED, X_SENT,
+    REQ_DISCARD, REQ_DONE, REQ_STREAM, X_ANSWERING, X_CONNECTING, X_DISCARDING, X_FLUSHING, X_FREE, X_QUEUED, X_SENT, X_TUNNEL,
     Exchange,
 )
 from gwcore._speedups.sys cimport SHUT_WR, SOL_SOCKET, SO_LINGER, recv, setsockopt, shutdown
 from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK, link_push
-from gwcore.pool cimport CLOSE_ABORTED, CLOSE_ERROR
+from gwcore.pool cimport CLOSE_ABORTED, CLOSE_ERROR, CLOSE_TUNNEL
 
-# from FREE, QUEUED, CONNECTING, SENT, ANSWERING, FLUSHING, DISCARDING: the legal next phases
-cdef uint32_t[7] LEGAL
+# from FREE, QUEUED, CONNECTING, SENT, ANSWERING, FLUSHING, DISCARDING, TUNNEL: the legal next phases
+cdef uint32_t[8] LEGAL
 LEGAL[:] = [
     1 << X_QUEUED | 1 << X_CONNECTING | 1 << X_SENT | 1 << X_FLUSHING,
     1 << X_CONNECTING | 1 << X_SENT | 1 << X_FLUSHING | 1 << X_FREE,
     1 << X_CONNECTING | 1 << X_SENT | 1 << X_QUEUED | 1 << X_FLUSHING | 1 << X_FREE,
-    1 << X_ANSWERING | 1 << X_CONNECTING | 1 << X_SENT | 1 << X_QUEUED | 1 << X_FLUSHING | 1 << X_FREE,
+    1 << X_ANSWERING | 1 << X_CONNECTING | 1 << X_SENT | 1 << X_QUEUED | 1 << X_FLUSHING | 1 << X_TUNNEL | 1 << X_FREE,
     1 << X_FLUSHING | 1 << X_FREE,
     1 << X_DISCARDING | 1 << X_FREE,
+    1 << X_FREE,
     1 << X_FREE,
 ]
 
@@ -59,16 +60,19 @@ cdef void exchange_end(Worker *w, Exchange *x) noexcept nogil:
         return
     attempt_leave_queue(w, x)
     if x.up != NULL:
-        attempt_release(w, x, False, CLOSE_ABORTED)
+        attempt_release(w, x, False, CLOSE_TUNNEL if x.phase == X_TUNNEL else CLOSE_ABORTED)
     group = x.status // 100 if 100 <= x.status < 600 and x.reason != R_CLIENT_CLOSED else 0
     us = w.now_us - x.start_us
-    if x.route != NULL:
-        cell = &w.lane.routes[x.route.slot]
+    if x.route != NULL or x.phase == X_TUNNEL:
+        cell = &w.lane.routes[x.route.slot if x.route != NULL else x.route_slot]
         cell.requests[group] += 1
         cell.bytes_in += x.bytes_in
         cell.bytes_out += x.bytes_out
-        cell.sum_us += us
-        cell.seconds[histogram_cell(us)] += 1
+        if x.phase == X_TUNNEL:              # its life is no latency
+            w.lane.worker.tunnels -= 1
+        else:
+            cell.sum_us += us
+            cell.seconds[histogram_cell(us)] += 1
     w.lane.worker.requests += 1
     w.lane.worker.bytes_in += x.bytes_in
     w.lane.worker.bytes_out += x.bytes_out
@@ -82,7 +86,8 @@ cdef void exchange_end(Worker *w, Exchange *x) noexcept nogil:
     buf_give(&w.bufs, x.request_trailers)
     buf_give(&w.bufs, x.response_trailers)
     x.note = x.request_trailers = x.response_trailers = NULL
-    x.plan.refs -= 1
+    if x.plan != NULL:
+        x.plan.refs -= 1
     w.lane.worker.exchanges -= 1
     exchange_move(w, x, X_FREE)
     x.client.exchange = NULL
@@ -270,5 +275,5 @@ cdef void client_left(Worker *w, Exchange *x) noexcept nogil:
 
 def edges() -> dict[str, list[str]]:
     """The legal moves of an exchange, for tests and pictures."""
-    names = ["free", "queued", "connecting", "sent", "answering", "flushing", "discarding"]
+    names = ["free", "queued", "connecting", "sent", "answering", "flushing", "discarding", "tunnel"]
     return {a: [b for k, b in enumerate(names) if LEGAL[i] >> k & 1] for i, a in enumerate(names)}

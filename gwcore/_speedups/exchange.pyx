@@ -18,7 +18,7 @@ from gwcore._speedups.conn cimport (
     SCRATCH_BYTES, C_BUSY, C_CONNECTING, C_HEAD, C_IDLE, C_LINGER, Conn, Worker, conn_again, conn_arm, conn_flush, conn_move,
     conn_read, conn_rest, conn_send, out_reset, out_store, random_next,
 )
-from gwcore._speedups.fields cimport B_TOKEN, BYTE_CLASS, F_COOKIE, LOWER
+from gwcore._speedups.fields cimport B_TOKEN, BYTE_CLASS, F_COOKIE, LOWER, same_word
 from gwcore._speedups.forward cimport exchange_note, forward_request
 from gwcore._speedups.head cimport Head, HeadLimits, head_feed, head_init
 from gwcore._speedups.http1 cimport (
@@ -26,21 +26,23 @@ from gwcore._speedups.http1 cimport (
 )
 from gwcore._speedups.path cimport PATH_PLAIN, path_kind, path_normalise
 from gwcore._speedups.plan cimport (
-    HASH_CLIENT, HASH_COOKIE, TARGET_RESPOND, PlanHead, Route, Target, UpstreamSpec, hash_bytes, plan_text,
+    HASH_CLIENT, HASH_COOKIE, TARGET_RESPOND, PlanHead, Route, Str, Target, UpstreamSpec, hash_bytes, plan_text,
     plan_upstream,
 )
 from gwcore._speedups.reasons cimport (
     R_BAD_PATH, R_BODY_TIMEOUT, R_BODY_TOO_LARGE, R_BODY_TOO_SLOW, R_BUFFER_LIMIT, R_CLIENT_CLOSED,
     R_CLIENT_WRITE_TIMEOUT, R_CONNECT_TIMEOUT, R_HEADERS_TOO_LARGE, R_HEADER_TIMEOUT, R_METHOD_NOT_ALLOWED, R_NO_ROUTE,
-    R_QUEUE_TIMEOUT, R_RESPONSE_IDLE, R_RESPONSE_TIMEOUT, R_UPSTREAM_WRITE_TIMEOUT, R_URI_TOO_LONG, reason_row,
+    R_QUEUE_TIMEOUT, R_RESPONSE_IDLE, R_RESPONSE_TIMEOUT, R_TUNNEL_IDLE, R_UPSTREAM_WRITE_TIMEOUT, R_URI_TOO_LONG,
+    reason_row,
 )
 from gwcore._speedups.ring cimport ring_room
 from gwcore._speedups.router cimport RouteQuery, router_find
 from gwcore._speedups.slab cimport slab_take
 from gwcore._speedups.timer cimport timer_arm
 from gwcore._speedups.story cimport (
-    REQ_DISCARD, REQ_DONE, REQ_STREAM, X_ANSWERING, X_DISCARDING, X_FLUSHING, X_QUEUED, X_SENT, Exchange,
+    REQ_DISCARD, REQ_DONE, REQ_STREAM, X_ANSWERING, X_DISCARDING, X_FLUSHING, X_QUEUED, X_SENT, X_TUNNEL, Exchange,
 )
+from gwcore._speedups.tunnel cimport tunnel_event
 from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL, RC_OK, link_append, link_drop
 from gwcore._speedups.upstream cimport Upstream
 from gwcore.pool cimport CLOSE_IDLE, CLOSE_MAX_AGE, CLOSE_PEER, CLOSE_STALE
@@ -193,6 +195,7 @@ cdef Exchange *exchange_new(Worker *w, Conn *c, const Head *h) noexcept nogil:
     x.method = h.method
     x.http10 = h.http10
     x.te_trailers = h.te_trailers
+    x.tier = 1
     x.keep_alive = h.keep_alive and not w.draining and c.requests < w.plan.head.requests_per_connection \
         and w.now_ms - c.opened_ms < <uint64_t>w.plan.head.connection_age_ms * (900 + c.item.slot * 37 % 201) // 1000    # spread by 10 %
     x.idempotent = h.has_key or h.method == M_GET or h.method == M_HEAD or h.method == M_OPTIONS or h.method == M_PUT or h.method == M_DELETE
@@ -257,6 +260,9 @@ cdef void exchange_begin(Worker *w, Conn *c, const char *at, size_t size) noexce
         begin_refuse(w, x, at, size, R_METHOD_NOT_ALLOWED if allowed else R_NO_ROUTE)
         return
     x.body_limit = x.route.body_bytes
+    x.tier = x.route.tier
+    if h.wants_upgrade:
+        x.upgrade = upgrade_asked(x, h)
     if x.request_kind == BODY_LENGTH and x.body_limit and x.request_left > x.body_limit:
         begin_refuse(w, x, at, size, R_BODY_TOO_LARGE)
         return
@@ -264,6 +270,18 @@ cdef void exchange_begin(Worker *w, Conn *c, const char *at, size_t size) noexce
         begin_answer(w, x, at, size)
     else:
         begin_proxy(w, x, at, size, path, path_len)
+
+
+cdef uint8_t upgrade_asked(const Exchange *x, const Head *h) noexcept nogil:
+    """Number + 1 of the protocol among those that the route lets through; 0: the request goes as plain HTTP, without the two fields."""
+    cdef const Str *tokens = <const Str *>(<const char *>x.plan.head + x.route.upgrades.off)
+    cdef uint32_t i
+    if h.upgrade_field < 0 or h.method != M_GET or h.http10 or x.request_body != REQ_DONE:
+        return 0
+    for i in range(x.route.upgrades.n):
+        if same_word(h.base + h.f[h.upgrade_field].value, h.f[h.upgrade_field].value_len, plan_text(x.plan.head, tokens[i]), tokens[i].len):
+            return <uint8_t>(i + 1)
+    return 0
 
 
 cdef void begin_refuse(Worker *w, Exchange *x, const char *at, size_t size, int reason) noexcept nogil:
@@ -413,6 +431,9 @@ cdef void client_event(Worker *w, Conn *c) noexcept nogil:
         else:
             client_input(w, c)
         return
+    if x.phase == X_TUNNEL:
+        tunnel_event(w, x, c)
+        return
     if c.broken:
         client_left(w, x)
         return
@@ -457,6 +478,9 @@ cdef void client_timeout(Worker *w, Conn *c) noexcept nogil:
         exchange_fail(w, x, R_QUEUE_TIMEOUT, False)
     elif x.phase == X_DISCARDING:
         client_end(w, c, False)
+    elif x.phase == X_TUNNEL:
+        x.reason = R_TUNNEL_IDLE
+        client_end(w, c, False)
     elif c.output.bytes:
         x.reason = R_CLIENT_WRITE_TIMEOUT
         client_end(w, c, True)
@@ -490,6 +514,9 @@ cdef void upstream_event(Worker *w, Conn *c) noexcept nogil:
         elif rc == RC_FAIL and attempt_again(w, x, x.reason):
             dispatch(w, x)
         return
+    if x.phase == X_TUNNEL:
+        tunnel_event(w, x, c)
+        return
     if c.output.bytes and c.writable and not c.broken:
         if conn_flush(w, c) == RC_FAIL:
             write_failed(w, x)
@@ -515,6 +542,8 @@ cdef void upstream_timeout(Worker *w, Conn *c) noexcept nogil:
         x.reason = R_CONNECT_TIMEOUT
         if attempt_again(w, x, R_CONNECT_TIMEOUT):
             dispatch(w, x)
+    elif x.phase == X_TUNNEL:                # the client's timer watches over both
+        conn_arm(w, c, w.now_ms + NEVER_MS)
     elif c.output.bytes:
         exchange_fail(w, x, R_UPSTREAM_WRITE_TIMEOUT, False)
     elif x.phase == X_SENT:

@@ -15,7 +15,7 @@ from gwcore._speedups.fields cimport (
 from gwcore._speedups.head cimport Field, Head, field_end
 from gwcore._speedups.http1 cimport BODY_CHUNKED, BODY_LENGTH
 from gwcore._speedups.plan cimport (
-    OP_ADD, OP_REMOVE, VIA_REQUEST, VIA_RESPONSE, Array, HeaderEdit, PlanHead, UpstreamSpec, plan_text, plan_upstream,
+    OP_ADD, OP_REMOVE, VIA_REQUEST, VIA_RESPONSE, Array, HeaderEdit, PlanHead, Str, UpstreamSpec, plan_text, plan_upstream,
 )
 from gwcore._speedups.reasons cimport R_LOOP
 from gwcore._speedups.story cimport Exchange
@@ -181,6 +181,8 @@ cdef int forward_request(Worker *w, Exchange *x, Head *h, OutList *o, const char
         out_copy(o, b"Content-Length: ", 16)
         out_number(o, <uint64_t>h.length, 10)
         out_copy(o, b"\r\n", 2)
+    if x.upgrade:
+        upgrade_lines(x, o)
     if x.te_trailers and x.route.trailers:
         out_copy(o, b"TE: trailers\r\nConnection: TE\r\n", 30)
     forwarded_for(w, x, h, o)
@@ -249,13 +251,23 @@ cdef void forward_response(Worker *w, Exchange *x, Head *h, OutList *o, bint clo
 
 
 cdef void forward_interim(Worker *w, Exchange *x, Head *h, OutList *o) noexcept nogil:
-    """A 1xx answer, passed on as it is but for hop-by-hop fields."""
+    """A 1xx answer, passed on as it is but for hop-by-hop fields; those of an upgrade are made anew."""
     response_choose(x, h)
     if h.http10:
         out_copy(o, b"HTTP/1.1", 8)
         fields_out(h, o, 8)
     else:
         fields_out(h, o, 0)
+    if h.status == 101:
+        upgrade_lines(x, o)
+    out_copy(o, b"\r\n", 2)
+
+
+cdef void upgrade_lines(const Exchange *x, OutList *o) noexcept nogil:
+    """Upgrade and Connection of a protocol that the route allows."""
+    cdef const Str *token = <const Str *>(<const char *>x.plan.head + x.route.upgrades.off) + (x.upgrade - 1)
+    out_copy(o, b"Connection: Upgrade\r\nUpgrade: ", 30)
+    out_copy(o, plan_text(x.plan.head, token[0]), token.len)
     out_copy(o, b"\r\n", 2)
 
 

@@ -53,7 +53,7 @@ cdef struct Head:
     uint32_t authority_len
     int64_t length           # Content-Length; -1 = none
     int host_field           # index, -1 = none
-    int upgrade_field
+    int upgrade_field        # the same; -2 = more than one
     int id_field
     int xff_field            # the last one
     Field f[256]

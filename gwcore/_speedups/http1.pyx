@@ -210,7 +210,7 @@ cdef int fields_check(Head *h) noexcept nogil:
                 if rc:
                     bad_te = rc
             elif f.id == F_UPGRADE:
-                h.upgrade_field = i
+                h.upgrade_field = i if h.upgrade_field == -1 else -2
             elif f.id == F_TE and same_word(h.base + f.value, f.value_len, b"trailers", 8):
                 h.te_trailers = 1
         elif f.id == F_HOST:

@@ -40,6 +40,7 @@ cdef struct Route:
     Array targets
     Array request_edits
     Array response_edits
+    Array upgrades           # Str: tokens in lower case
     Str head                 # respond: status line and fields, without Date and the empty line
     Str body
     Str replace              # rewrite: put before what is left of the path
@@ -59,6 +60,7 @@ cdef struct Route:
     uint32_t client_write_ms
     uint32_t response_ms
     uint32_t idle_ms
+    uint32_t tunnel_idle_ms
     uint32_t body_min_rate   # bytes per second; 0 = off
     uint32_t buffer_high
     uint32_t buffer_low

@@ -32,7 +32,7 @@ cdef const char *plan_refused(const PlanHead *p, size_t size) noexcept nogil:
 
 SIZES = {"route": sizeof(Route), "upstream": sizeof(UpstreamSpec), "endpoint": sizeof(EndpointSpec), "key": sizeof(Key),
          "host": sizeof(HostKey), "host_info": sizeof(HostInfo), "cond": sizeof(Cond), "target": sizeof(Target), "edit": sizeof(HeaderEdit),
-         "cidr": sizeof(Cidr), "u32": 4, "head": sizeof(PlanHead)}
+         "cidr": sizeof(Cidr), "u32": 4, "str": sizeof(Str), "head": sizeof(PlanHead)}
 
 
 HASH_SEED = 0x12345
@@ -129,6 +129,8 @@ cdef class PlanBuilder:
             (<Target *>(self.mem + at))[0] = <Target>row
         elif kind == "edit":
             (<HeaderEdit *>(self.mem + at))[0] = <HeaderEdit>row
+        elif kind == "str":
+            (<Str *>(self.mem + at))[0] = <Str>row
         elif kind == "cidr":
             (<Cidr *>(self.mem + at))[0] = <Cidr>row
 

@@ -18,7 +18,7 @@ from gwcore._speedups.regex cimport Regex, regex_compile, regex_free
 from gwcore._speedups.ring cimport ring_close, ring_open, ring_swap_fd
 from gwcore._speedups.shm cimport Segment, segment_lane
 from gwcore._speedups.slab cimport Slab, slab_at, slab_close, slab_init
-from gwcore._speedups.story cimport Exchange
+from gwcore._speedups.story cimport X_TUNNEL, Exchange
 from gwcore._speedups.sys cimport MAP_FAILED, MAP_SHARED, PROT_READ, mmap, munmap
 from gwcore._speedups.types cimport link_drop, size_t
 from gwcore._speedups.upstream cimport Endpoint, Upstream, upstream_free, upstream_new, upstream_update
@@ -205,6 +205,10 @@ cdef class Plane:
         for i in range(self.n_known):
             u = self.known[i]
             empty = u.gone and u.queue.n == 0
+            dead = self.gone
+            while dead != NULL:              # a tunnel may still use an endpoint of it that left before
+                empty = empty and dead.upstream != u
+                dead = dead.next_gone
             for k in range(u.n):
                 empty = empty and pool_open(&u.endpoints[k].pool) == 0
             if empty:
@@ -293,6 +297,16 @@ cdef class Plane:
     def close_idle(self, idle_ms: int = 0) -> int:
         """Close client connections idle for at least idle_ms; returns how many connections are left."""
         return reactor_close_idle(&self.r, idle_ms)
+
+    def close_requests(self) -> None:
+        """Close every client connection that is not a tunnel, whatever it is doing."""
+        cdef Slab *s = &self.r.w.clients
+        cdef uint32_t i
+        cdef Conn *c
+        for i in range(s.made):
+            c = <Conn *>slab_at(s, i)
+            if c.item.live and not (c.exchange != NULL and (<Exchange *>c.exchange).phase == X_TUNNEL):
+                client_end(&self.r.w, c, c.exchange != NULL)
 
     def counts(self) -> dict:
         """Live objects, for tests that count them back to zero."""

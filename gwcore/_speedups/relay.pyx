@@ -20,6 +20,7 @@ from gwcore._speedups.reasons cimport (
     reason_row,
 )
 from gwcore._speedups.story cimport REQ_DISCARD, REQ_DONE, REQ_STREAM, X_ANSWERING, X_CONNECTING, X_QUEUED, X_SENT, Exchange
+from gwcore._speedups.tunnel cimport tunnel_agreed, tunnel_begin
 from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK
 from gwcore.pool cimport CLOSE_ERROR, CLOSE_PEER, CLOSE_STALE, CLOSE_TIMEOUT
 from gwcore._speedups.ends cimport NEVER_MS, answered, client_end, client_left, client_write_ms, exchange_fail, exchange_move
@@ -278,8 +279,14 @@ cdef void response_head(Worker *w, Exchange *x, const char *at, size_t size, siz
         if h.status >= 200:
             break
         x.interims += 1
-        if h.status == 101 or x.interims > INTERIMS_MAX:
-            exchange_fail(w, x, R_UPGRADE_FAILED if h.status == 101 else R_BAD_RESPONSE, False)
+        if h.status == 101:
+            if tunnel_agreed(x, h):
+                tunnel_begin(w, x, h, at + h.size, size - h.size)
+            else:
+                exchange_fail(w, x, R_UPGRADE_FAILED, False)
+            return
+        if x.interims > INTERIMS_MAX:
+            exchange_fail(w, x, R_BAD_RESPONSE, False)
             return
         if h.status != 100 and not x.http10:
             out_reset(&w.out)

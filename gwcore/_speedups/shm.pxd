@@ -6,7 +6,7 @@ cdef enum:
     UPSTREAM_CELLS = 256
     ENDPOINT_CELLS = 2048
     HIST_CELLS = 161
-    CLOSE_REASONS = 10
+    CLOSE_REASONS = 11
     REASON_CELLS = 96
     CLIENT_ROWS = 4
     CLIENT_CELLS = 32768
@@ -25,7 +25,7 @@ cdef struct UpstreamCell:
     uint64_t queue_full
     uint64_t queue_timeout
     uint64_t retries
-    uint64_t closed[10]
+    uint64_t closed[11]
     uint64_t sum_us
     uint32_t waiting         # gauges
     uint32_t in_use
@@ -45,10 +45,12 @@ cdef struct WorkerCell:
     uint64_t shed_idle
     uint64_t loop_turns
     uint64_t illegal_moves
+    uint64_t tunnels_opened
     uint64_t connections     # gauges from here
     uint64_t exchanges
     uint64_t upstream_connections
     uint64_t buffer_bytes
+    uint64_t tunnels
 
 cdef struct Lane:
     WorkerCell worker

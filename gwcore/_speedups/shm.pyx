@@ -10,7 +10,7 @@ from gwcore._speedups.reasons cimport R_COUNT, reason_row
 from gwcore._speedups.sys cimport MAP_FAILED, MAP_NORESERVE, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 
 LIMITS = {"route": ROUTE_CELLS, "upstream": UPSTREAM_CELLS, "endpoint": ENDPOINT_CELLS}
-CLOSE_WORDS = ("idle", "max_requests", "max_age", "peer", "error", "stale", "evicted", "drain", "timeout", "aborted")
+CLOSE_WORDS = ("idle", "max_requests", "max_age", "peer", "error", "stale", "evicted", "drain", "timeout", "aborted", "tunnel")
 MAGIC = 0x73637767
 
 assert <int>R_COUNT <= <int>REASON_CELLS and sizeof(Segment_) <= 65536
@@ -90,7 +90,7 @@ cdef class Segment:
         if not 0 <= worker < self.mem.workers:
             raise IndexError(worker)
         lane = segment_lane(self.mem, worker)
-        lane.worker.connections = lane.worker.exchanges = lane.worker.upstream_connections = lane.worker.buffer_bytes = 0
+        lane.worker.tunnels = lane.worker.connections = lane.worker.exchanges = lane.worker.upstream_connections = lane.worker.buffer_bytes = 0
         for i in range(UPSTREAM_CELLS):
             lane.upstreams[i].waiting = lane.upstreams[i].in_use = lane.upstreams[i].idle = lane.upstreams[i].connecting = 0
         for i in range(ENDPOINT_CELLS):

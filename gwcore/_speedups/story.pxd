@@ -17,6 +17,7 @@ cdef enum Phase:
     X_ANSWERING              # the answer's head went to the client
     X_FLUSHING               # the answer is complete, the client has not taken all of it
     X_DISCARDING             # answered; the rest of the request body is read and dropped
+    X_TUNNEL                 # another protocol by now; plan and route are NULL
 
 cdef enum BodyState: REQ_DONE, REQ_STREAM, REQ_DISCARD
 
@@ -34,6 +35,9 @@ cdef struct Exchange:
     Buf *note                # what log and answers need of the head: path, then request id
     uint32_t note_path_len
     uint32_t note_id_len
+    uint32_t note_route_len  # of a tunnel, which has no plan
+    uint32_t route_slot      # the same
+    uint32_t tunnel_idle_ms  # the same
     Buf *request_trailers    # what came of them, while they are wanted
     Buf *response_trailers
     Chunked request_chunks
@@ -80,3 +84,5 @@ cdef struct Exchange:
     uint8_t upstream_keep    # the upstream lets its connection live
     uint8_t got_bytes        # something of the answer came
     uint8_t te_trailers
+    uint8_t upgrade          # number + 1 of the route's token that the client asked for
+    uint8_t tier

@@ -21,6 +21,7 @@ WORKER_COUNTERS = {
     "bytes_in": ("gwcore_received_bytes_total", "Bytes of requests read"),
     "bytes_out": ("gwcore_sent_bytes_total", "Bytes of answers written"),
     "log_dropped": ("gwcore_log_lines_dropped_total", "Access log lines dropped because the ring was full"),
+    "tunnels_opened": ("gwcore_tunnels_total", "Connections upgraded to another protocol"),
     "accept_paused": ("gwcore_accept_pauses_total", "Times that accepting stopped for want of descriptors"),
     "shed_idle": ("gwcore_idle_connections_shed_total", "Idle client connections closed to make room"),
     "illegal_moves": ("gwcore_illegal_moves_total", "State changes that should not be possible; any is a bug"),
@@ -29,6 +30,7 @@ WORKER_GAUGES = {
     "connections": ("gwcore_connections", "Client connections open"),
     "exchanges": ("gwcore_requests_in_flight", "Requests under way"),
     "upstream_connections": ("gwcore_upstream_connections", "Upstream connections open"),
+    "tunnels": ("gwcore_tunnels", "Upgraded connections open"),
     "buffer_bytes": ("gwcore_buffer_bytes", "Bytes of buffers in use"),
 }
 ROUTE_BYTES = {

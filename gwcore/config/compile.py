@@ -12,7 +12,9 @@ from typing import Any, Protocol
 
 from gwcore._speedups.fields import METHOD_NAMES
 from gwcore._speedups.plan import PlanBuilder, host_hash, key_hash
-from gwcore.config.schema import Config, Route, Target, split_address
+from gwcore.config.base import split_address
+from gwcore.config.routes import Route, Target
+from gwcore.config.schema import Config
 
 METHOD_BIT = {name: 1 << i for i, name in enumerate(METHOD_NAMES)}
 EXACT, PREFIX, REGEX = 0, 1, 2
@@ -236,6 +238,7 @@ class _Compiler:
             "rewrites": int(bool(r.rewrite.strip_prefix or r.rewrite.replace_prefix)),
             "kind": 1 if r.respond else 0,
             "match": EXACT if m.path is not None else REGEX if m.regex is not None else PREFIX,
+            "upgrades": self.b.array("str", [self.text(t) for t in r.upgrade]),
             "trailers": int(r.trailers),
             "tier": int(r.tier[1]),
             "host_kind": 0,
@@ -243,6 +246,7 @@ class _Compiler:
             "client_write_ms": pick(r.timeouts.client_write, c.timeouts.client_write),
             "response_ms": pick(r.timeouts.response, up.timeouts.response if up else 0),
             "idle_ms": pick(r.timeouts.idle, up.timeouts.idle if up else 0),
+            "tunnel_idle_ms": pick(r.timeouts.tunnel_idle, c.timeouts.tunnel_idle),
             "body_min_rate": c.limits.body_min_rate if r.limits.body_min_rate is None else r.limits.body_min_rate,
             "buffer_high": c.buffers.high,
             "buffer_low": c.buffers.low,

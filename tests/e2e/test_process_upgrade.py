@@ -140,3 +140,28 @@ def test_a_generation_before_has_timeouts_drain_to_end(gateway, upstream):
         wait_until(lambda: not any(map(alive, old)), 5)
         assert read_all(s) == b""
     go_on.set()
+
+
+def test_a_tunnel_outlives_an_upgrade_and_not_a_stop(gateway, upstream):
+    def handler(c):
+        if b"Upgrade" not in c.head():
+            c.send(ok())
+            return
+        c.send(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+        while data := c.s.recv(1024):
+            c.send(data)
+
+    g = gateway(upstream(handler), workers=1, extra="timeouts: {drain: 500ms}\n")
+    old = g.pids()
+    with g.connect() as s:
+        s.sendall(b"GET /x HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        assert read_reply(s).status == 101
+        g.signal(signal.SIGUSR2)
+        wait_until(lambda: upgraded(g), 20)
+        time.sleep(1.0)  # twice timeouts.drain
+        s.sendall(b"still here")
+        assert s.recv(100) == b"still here"
+        assert all(map(alive, old)) and g.status()["workers_draining"] == 1
+        g.signal(signal.SIGTERM)
+        assert read_all(s) == b""
+    assert g.p.wait(10 * SLACK) == 0

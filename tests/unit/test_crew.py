@@ -14,6 +14,7 @@ from gwcore.control import Channel
 from gwcore.crew import Crew, Plan
 
 ADDRESS = "127.0.0.1:1"
+TIMES = {"drain_s": 30.0, "drain_tunnels_s": 60.0}
 
 
 class Worker:
@@ -92,7 +93,7 @@ class Bench:
         return w
 
     async def serving(self) -> list[Worker]:
-        self.crew.start(self.plan(1), [ADDRESS], 30.0, -1)
+        self.crew.start(self.plan(1), [ADDRESS], TIMES, -1)
         assert self.born() == list(range(len(self.crew.slots)))
         return [await self.up(i, 1) for i in range(len(self.crew.slots))]
 
@@ -129,7 +130,7 @@ async def test_all_ready_then_commit(b):
     assert not asking.done()
     workers[1].say("ready", version=2)
     assert await asking == []
-    b.crew.commit(b.plan(2), [ADDRESS], 30.0)
+    b.crew.commit(b.plan(2), [ADDRESS], TIMES)
     assert [w.read() for w in workers] == [[("commit", 2)]] * 2
 
 
@@ -177,7 +178,7 @@ async def test_a_successor_born_during_prepare_starts_with_the_plan_in_use(b):
     assert await asking == [], "the dead have no vote"
     assert b.born() == [0] and b.retired == [0]
     assert b.workers[0].read() == [("prepare", 1)]
-    b.crew.commit(b.plan(2), [ADDRESS], 30.0)
+    b.crew.commit(b.plan(2), [ADDRESS], TIMES)
     b.workers[0].say("ready", version=1)
     await b.turn()
     assert b.workers[0].read() == [("discard", 1), ("prepare", 2)]
@@ -188,7 +189,7 @@ async def test_a_successor_born_during_prepare_starts_with_the_plan_in_use(b):
 @bench
 async def test_a_commit_brings_and_ends_listeners(b):
     workers = await b.serving()
-    b.crew.commit(b.plan(2), ["127.0.0.1:2"], 30.0)
+    b.crew.commit(b.plan(2), ["127.0.0.1:2"], TIMES)
     workers[0].say("committed", version=2)
     await b.turn()
     assert workers[0].read() == [("commit", 2), ("listen", "127.0.0.1:2"), ("unlisten", ADDRESS)]
@@ -211,7 +212,7 @@ async def test_the_first_death_is_mended_at_once_and_the_next_ones_later(b):
 
 @bench
 async def test_a_gateway_whose_workers_never_serve_gives_up(b):
-    b.crew.start(b.plan(1), [ADDRESS], 30.0, -1)
+    b.crew.start(b.plan(1), [ADDRESS], TIMES, -1)
     crew_module.BACKOFF_S, before = (0.0,), crew_module.BACKOFF_S
     try:
         for _ in range(crew_module.STILLBORN):
@@ -245,7 +246,7 @@ async def test_elders_drain_when_their_successors_serve_and_are_waited_for(b):
     workers = await b.serving()
     assert old.read() == []
     b.crew.relieve()
-    assert old.read() == [("drain", None)]
+    assert old.read() == [("relieve", None)]
     b.crew.drain()
     for w in workers:
         w.channel.close()

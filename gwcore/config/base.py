@@ -1,0 +1,74 @@
+"""What the models of the configuration share."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+METHODS = [
+    "GET",
+    "HEAD",
+    "POST",
+    "PUT",
+    "DELETE",
+    "PATCH",
+    "OPTIONS",
+    "CONNECT",
+    "TRACE",
+    "COPY",
+    "LOCK",
+    "MKCOL",
+    "MOVE",
+    "PROPFIND",
+    "PROPPATCH",
+    "SEARCH",
+    "UNLOCK",
+    "BIND",
+    "REBIND",
+    "UNBIND",
+    "ACL",
+    "REPORT",
+    "MKACTIVITY",
+    "CHECKOUT",
+    "MERGE",
+    "M-SEARCH",
+    "NOTIFY",
+    "SUBSCRIBE",
+    "UNSUBSCRIBE",
+    "PURGE",
+    "MKCALENDAR",
+    "LINK",
+    "UNLINK",
+    "QUERY",
+]
+TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+FRAMING = {"content-length", "transfer-encoding", "connection", "keep-alive", "te", "trailer", "upgrade", "proxy-connection"}
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True)
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """(host, port) of `host:port` or `[v6]:port`, (path, 0) of `unix:/path`; ValueError otherwise."""
+    if text.startswith("unix:"):
+        path = text[5:]
+        if not path.startswith("/") or len(path.encode()) > 100:
+            raise ValueError(f"{text!r}: write unix:/absolute/path, 100 bytes at most")
+        return path, 0
+    m = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^:\[\]/\s]+)):(\d{1,5})", text)
+    if not m or not 0 < int(m[3]) < 65536:
+        raise ValueError(f"{text!r} is not an address; write host:port, [v6]:port or unix:/path")
+    return m[1] or m[2], int(m[3])
+
+
+def _address(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not an address; write host:port, [v6]:port or unix:/path")
+    split_address(value)
+    return value
+
+
+Address = Annotated[str, BeforeValidator(_address, json_schema_input_type=str)]

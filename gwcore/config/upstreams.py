@@ -1,0 +1,115 @@
+"""Models of `upstreams`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from gwcore.config.base import TOKEN, Address, Model
+from gwcore.config.units import Duration
+
+
+class Endpoint(Model):
+    address: Address
+    """`host:port`, `[v6]:port` or `unix:/path`."""
+    weight: int = Field(1, ge=0, le=1000)
+    """Share of the load among the upstream's endpoints; 0 takes it out."""
+
+
+def _endpoint(value: Any) -> Any:
+    return {"address": value} if isinstance(value, str) else value
+
+
+class Queue(Model):
+    size: int = Field(512, ge=0, le=100_000)
+    """Requests that may wait for a connection, over all workers."""
+    timeout: Duration = 0.25
+    """How long one may wait; then 503 `queue_timeout`."""
+
+
+class Pool(Model):
+    granularity: Literal["backend", "template"] = "backend"
+    """One pool for each backend address, or for each connection template."""
+    max_connections: int = Field(256, ge=1, le=1_000_000)
+    """Connections to one endpoint, over all workers; beyond it requests queue."""
+    max_idle: int = Field(256, ge=0, le=1_000_000)
+    """Idle connections kept for one endpoint, in each worker."""
+    idle_timeout: Duration = 60.0
+    """An idle connection is closed after this."""
+    max_requests: int = Field(10000, ge=0)
+    """A connection is closed after so many requests; 0 = never."""
+    max_age: Duration = 3600.0
+    """A connection is closed after this, spread by 10 %."""
+    queue: Queue = Queue()
+    """Requests that wait for a connection."""
+
+
+class UpstreamTimeouts(Model):
+    connect: Duration = 2.0
+    """To an established connection; then 504 `connect_timeout`."""
+    write: Duration = 30.0
+    """Between successful writes; then 504 `upstream_write_timeout`."""
+    response: Duration = 30.0
+    """From the sent request to the response head; then 504 `response_timeout`."""
+    idle: Duration = 60.0
+    """Between bytes of the response body; then the answer is cut, `response_idle`."""
+
+
+class Hash(Model):
+    by: Literal["client", "header", "cookie"] = "client"
+    """What is hashed; a missing header or cookie falls back to the client's address."""
+    name: str = ""
+    """Of the header or cookie."""
+    bound: float = Field(1.25, ge=1.0, le=100.0)
+    """No endpoint gets more than this times the mean load."""
+
+    @model_validator(mode="after")
+    def _name(self) -> Hash:
+        if self.by != "client" and not TOKEN.fullmatch(self.name):
+            raise ValueError(f"hash by {self.by} needs a name")
+        return self
+
+
+class Retry(Model):
+    attempts: int = Field(1, ge=0, le=1)
+    """Extra attempts after one that could not connect."""
+    on: list[Literal["connect", "stale"]] = ["connect", "stale"]
+    """connect: no connection came about. stale: a reused connection closed before a byte of the answer came."""
+
+
+class Upstream(Model):
+    endpoints: list[Annotated[Endpoint, BeforeValidator(_endpoint, json_schema_input_type=str | Endpoint)]] = Field(
+        min_length=1, max_length=1024
+    )
+    """Addresses, or `{address, weight}`."""
+    balance: Literal["round_robin", "least_request", "ewma", "hash", "random"] = "least_request"
+    """How an endpoint is chosen; least_request and ewma compare two drawn at random."""
+    hash: Hash = Hash()
+    """For `balance: hash`."""
+    pool: Pool = Pool()
+    """Connections to each endpoint."""
+    timeouts: UpstreamTimeouts = UpstreamTimeouts()
+    """Limits on the upstream's progress."""
+    host: str = "preserve"
+    """The Host sent: `preserve` the client's, or a literal one."""
+    retry: Retry = Retry()
+    """When a request is sent again."""
+    breaker: dict[str, Any] | None = None
+    """Reserved for the circuit breaker."""
+    health: dict[str, Any] | None = None
+    """Reserved for active health checks."""
+    outlier: dict[str, Any] | None = None
+    """Reserved for outlier ejection."""
+    concurrency: Any = None
+    """Reserved for the adaptive concurrency limit."""
+
+    @field_validator("endpoints")
+    @classmethod
+    def _unique(cls, value: list[Endpoint]) -> list[Endpoint]:
+        seen: set[str] = set()
+        for e in value:
+            if e.address in seen:
+                raise ValueError(f"the endpoint {e.address} is listed twice; give it a weight instead")
+            seen.add(e.address)
+        return value
