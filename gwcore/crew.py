@@ -238,7 +238,7 @@ class Crew:
         """Use a plan that every worker is ready for, and accept on `addresses`."""
         os.close(self.plan.fd)
         self.plan, self.addresses, self.times = plan, set(addresses), times
-        self.tell("commit", version=plan.version, **times)
+        self.tell("commit", (), version=plan.version, **times)
 
     def use_log(self, fd: int) -> None:
         """Log to fd from now on; -1 for no log."""
