@@ -132,7 +132,7 @@ class Crew:
             channel.send("discard", version=version)
             channel.send("prepare", [self.plan.fd], version=self.plan.version)
         elif op == "ready":
-            channel.send("commit", version=version, **self.times)
+            channel.send("commit", (), version=version, **self.times)
         elif op == "refused":
             say(f"worker {slot.number} refused the plan that is in use: {message['why']}")
             channel.send("stop")

@@ -6,6 +6,7 @@ cdef enum PoolVerdict:
     POOL_REUSE = 1
     POOL_CONNECT = 2
     POOL_FULL = 3
+    POOL_EVICT = 4
 
 cdef enum ItemState: ITEM_FREE, ITEM_OPENING, ITEM_BUSY, ITEM_IDLE
 
@@ -13,8 +14,13 @@ cdef enum CloseReason:       # words: shm.CLOSE_WORDS
     CLOSE_IDLE, CLOSE_MAX_REQUESTS, CLOSE_MAX_AGE, CLOSE_PEER, CLOSE_ERROR, CLOSE_STALE, CLOSE_EVICTED, CLOSE_DRAIN, CLOSE_TIMEOUT, CLOSE_ABORTED, CLOSE_TUNNEL
     CLOSE_COUNT
 
+cdef enum:
+    POOL_BUCKETS = 512
+
 cdef struct PoolItem:        # embedded in a connection
     Link link                # first member; linked while idle, most recently used first
+    Link same                # second member; while idle in the bucket of its key, when the pool has templates
+    uint64_t key             # template: only requests with this key may reuse it
     uint64_t used_ms         # released last
     uint64_t retire_ms       # not reused after this
     uint32_t requests
@@ -24,6 +30,7 @@ cdef struct PoolItem:        # embedded in a connection
 
 cdef struct PoolCore:
     Link idle
+    Link *buckets            # POOL_BUCKETS of idle items by key; NULL = any request may reuse any item
     uint32_t n_idle
     uint32_t n_busy
     uint32_t n_opening
@@ -54,8 +61,10 @@ cdef struct WaitQueue:
 
 cdef void pool_init(PoolCore *p) noexcept nogil
 cdef void item_init(PoolItem *item, PoolCore *p, uint32_t owner) noexcept nogil
-cdef int pool_acquire(PoolCore *p, PoolItem **out, uint64_t now_ms) noexcept nogil
-cdef void pool_opening(PoolCore *p, PoolItem *item, uint32_t owner, uint64_t now_ms, uint32_t jitter) noexcept nogil
+cdef bint pool_templates(PoolCore *p) noexcept nogil
+cdef void pool_free(PoolCore *p) noexcept nogil
+cdef int pool_acquire(PoolCore *p, PoolItem **out, uint64_t key, uint64_t now_ms) noexcept nogil
+cdef void pool_opening(PoolCore *p, PoolItem *item, uint32_t owner, uint64_t key, uint64_t now_ms, uint32_t jitter) noexcept nogil
 cdef void pool_opened(PoolItem *item) noexcept nogil
 cdef int pool_release(PoolItem *item, uint64_t now_ms) noexcept nogil
 cdef void pool_closed(PoolItem *item, int why) noexcept nogil

@@ -8,6 +8,7 @@ from collections import deque
 
 from libc.math cimport fmax, fmin
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from gwcore._speedups.shm cimport gw_atomic_add, gw_atomic_load, gw_atomic_store
@@ -26,6 +27,7 @@ cdef void pool_init(PoolCore *p) noexcept nogil:
 cdef void item_init(PoolItem *item, PoolCore *p, uint32_t owner) noexcept nogil:
     memset(item, 0, sizeof(PoolItem))
     link_init(&item.link)
+    link_init(&item.same)
     item.pool = p
     item.owner = owner
 
@@ -48,18 +50,56 @@ cdef bint pool_move(PoolItem *item, uint32_t to) noexcept nogil:
     count(p, item.state, -1)
     count(p, to, 1)
     link_drop(&item.link)
+    link_drop(&item.same)
     if to == ITEM_IDLE:
         link_push(&p.idle, &item.link)
+        if p.buckets != NULL:
+            link_push(&p.buckets[item.key % POOL_BUCKETS], &item.same)
     item.state = to
     return True
 
 
-cdef int pool_acquire(PoolCore *p, PoolItem **out, uint64_t now_ms) noexcept nogil:
-    """POOL_REUSE: out[0] is yours and busy. POOL_CONNECT: open one (pool_opening takes the place). POOL_FULL: wait."""
+cdef bint pool_templates(PoolCore *p) noexcept nogil:
+    """From now on an item is reused for its own key only. False when memory is out."""
+    cdef int i
+    if p.buckets == NULL:
+        p.buckets = <Link *>malloc(POOL_BUCKETS * sizeof(Link))
+        if p.buckets == NULL:
+            return False
+        for i in range(POOL_BUCKETS):
+            link_init(&p.buckets[i])
+    return True
+
+
+cdef void pool_free(PoolCore *p) noexcept nogil:
+    """Free what the pool holds besides its items, of which there are none any more."""
+    free(p.buckets)
+    p.buckets = NULL
+
+
+cdef PoolItem *idle_with(PoolCore *p, uint64_t key) noexcept nogil:
+    """The idle item used last that a request of this key may reuse."""
+    cdef Link *head
+    cdef Link *at
     cdef PoolItem *item
+    if p.buckets == NULL:
+        return <PoolItem *>p.idle.next if not link_empty(&p.idle) else NULL
+    head = &p.buckets[key % POOL_BUCKETS]
+    at = head.next
+    while at != head:
+        item = <PoolItem *>(<char *>at - sizeof(Link))       # `same` is the second member
+        if item.key == key:
+            return item
+        at = at.next
+    return NULL
+
+
+cdef int pool_acquire(PoolCore *p, PoolItem **out, uint64_t key, uint64_t now_ms) noexcept nogil:
+    """POOL_REUSE: out[0] is yours and busy. POOL_CONNECT: open one (pool_opening takes the place). POOL_EVICT: the same, after closing
+    out[0], an idle one of another template. POOL_FULL: wait."""
+    cdef PoolItem *item = idle_with(p, key)
     cdef uint32_t total
-    if not link_empty(&p.idle):
-        item = <PoolItem *>p.idle.next
+    if item != NULL:
         pool_move(item, ITEM_BUSY)
         item.requests += 1
         p.reuses += 1
@@ -68,13 +108,17 @@ cdef int pool_acquire(PoolCore *p, PoolItem **out, uint64_t now_ms) noexcept nog
     if p.max_connections:
         total = gw_atomic_load(p.shared_open) if p.shared_open != NULL else pool_open(p)
         if total >= p.max_connections:
-            return POOL_FULL
+            if link_empty(&p.idle):
+                return POOL_FULL
+            out[0] = <PoolItem *>p.idle.prev
+            return POOL_EVICT
     return POOL_CONNECT
 
 
-cdef void pool_opening(PoolCore *p, PoolItem *item, uint32_t owner, uint64_t now_ms, uint32_t jitter) noexcept nogil:
+cdef void pool_opening(PoolCore *p, PoolItem *item, uint32_t owner, uint64_t key, uint64_t now_ms, uint32_t jitter) noexcept nogil:
     """A connection is being opened for item; it holds a place from now on. jitter (any number) spreads the age limit by 10 %."""
     item_init(item, p, owner)
+    item.key = key
     pool_move(item, ITEM_OPENING)
     p.opens += 1
     item.requests = 1
@@ -284,7 +328,7 @@ cdef class Pool:
     cdef _Item _reuse_or_reserve(self):
         """An idle connection, now busy; a place, now OPENING; None when the pool is full."""
         cdef PoolItem *item = NULL
-        cdef int verdict = pool_acquire(&self.core, &item, self._now())
+        cdef int verdict = pool_acquire(&self.core, &item, 0, self._now())
         if verdict == POOL_REUSE:
             return self.items[item.owner]
         return self._reserve() if verdict == POOL_CONNECT else None
@@ -295,7 +339,7 @@ cdef class Pool:
         self.last_owner += 1
         while self.last_owner in self.items:
             self.last_owner += 1
-        pool_opening(&self.core, &held.item, self.last_owner, now, random.getrandbits(16))
+        pool_opening(&self.core, &held.item, self.last_owner, 0, now, random.getrandbits(16))
         self.items[self.last_owner] = held
         return held
 

@@ -41,7 +41,8 @@ def wait_until(good: Callable[[], Any], timeout: float = 5.0, what: str = "the c
 class PlaneThread:
     """A data plane on its own loop in a thread of this process. `text` is YAML without listeners."""
 
-    def __init__(self, text: str, log: str | None = None, workers: int = 1):
+    def __init__(self, text: str, log: str | None = None, workers: int = 1, listener: str = ""):
+        self.listener = listener and f", {listener}"
         self.port = free_port()
         self.sock = socket.create_server(("127.0.0.1", self.port), backlog=1024)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -83,7 +84,7 @@ class PlaneThread:
         uvloop.run(amain())
 
     def _use(self, text: str) -> None:
-        config = load_text(f"workers: 1\nlisteners: [{{address: '{self.address}'}}]\n" + text).config
+        config = load_text(f"workers: 1\nlisteners: [{{address: '{self.address}'{self.listener}}}]\n" + text).config
         self.version += 1
         fd = os.memfd_create("plan")
         os.write(fd, compile_plan(config, self.segment))

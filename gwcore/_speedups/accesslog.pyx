@@ -132,7 +132,7 @@ cdef void log_exchange(Worker *w, const Exchange *x) noexcept nogil:
     if x.note != NULL:
         put(&l, buf_bytes(x.note) + x.note_path_len, x.note_id_len)
     word(&l, b'","client":"')
-    put(&l, peer, peer_text(x.client, peer))
+    put(&l, peer, peer_text(x.origin.address, x.origin.family, peer))
     word(&l, b'","method":"')
     put(&l, METHODS[x.method & 63], METHOD_SIZE[x.method & 63])
     word(&l, b'","path":"')
@@ -183,7 +183,7 @@ cdef void log_refused(Worker *w, const Conn *c, int reason, int status) noexcept
     word(&l, b'{"ts":"')
     time_put(&l, w.wall_ms)
     word(&l, b'","id":"","client":"')
-    put(&l, peer, peer_text(c, peer))
+    put(&l, peer, peer_text(c.peer, c.family, peer))
     word(&l, b'","method":"","path":"","status":')
     number(&l, status)
     word(&l, b',"reason":"')

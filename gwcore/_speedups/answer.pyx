@@ -115,6 +115,18 @@ cdef int answer_error(Worker *w, OutList *o, const PlanHead *p, int reason, bint
     return status
 
 
+cdef void answer_empty(Worker *w, OutList *o, const PlanHead *p, bint close, bint http10) noexcept nogil:
+    """204, for OPTIONS that is answered here."""
+    say(o, b"HTTP/1.1 204 No Content\r\n")
+    out_copy(o, w.date, 37)
+    out_copy(o, plan_text(p, p.server_line), p.server_line.len)
+    if close:
+        say(o, b"Connection: close\r\n")
+    elif http10:
+        say(o, b"Connection: keep-alive\r\n")
+    say(o, b"\r\n")
+
+
 cdef void answer_route(Worker *w, OutList *o, const PlanHead *p, const Route *r, bint close, bint http10, bint to_head) noexcept nogil:
     """A prepared answer: its bytes are in the plan, the date is the worker's."""
     out_some(o, plan_text(p, r.head), r.head.len)

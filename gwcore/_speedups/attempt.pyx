@@ -16,7 +16,7 @@ from gwcore._speedups.sys cimport (
 from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL, RC_OK, link_drop, link_empty, link_push
 from gwcore._speedups.upstream cimport Endpoint, Upstream, balance_pick, endpoint_has_room
 from gwcore.pool cimport (
-    POOL_CONNECT, POOL_FULL, PoolItem, Waiter, pool_acquire, pool_closed, pool_opened, pool_opening, pool_release,
+    CLOSE_EVICTED, POOL_CONNECT, POOL_EVICT, POOL_FULL, PoolItem, Waiter, pool_acquire, pool_closed, pool_opened, pool_opening, pool_release,
     waiters_drop, waiters_push,
 )
 
@@ -44,7 +44,7 @@ cdef int open_connection(Worker *w, Exchange *x, Endpoint *e) noexcept nogil:
     c.exchange = x
     x.up = c
     x.connect_us = w.now_us
-    pool_opening(&e.pool, &c.pooled, c.item.slot, w.now_ms, <uint32_t>(random_next(w) >> 40))
+    pool_opening(&e.pool, &c.pooled, c.item.slot, x.pool_key, w.now_ms, <uint32_t>(random_next(w) >> 40))
     x.upstream.cell.opens += 1
     x.upstream.cell.connecting += 1
     if family != AF_UNIX:
@@ -106,9 +106,12 @@ cdef int attempt_take(Worker *w, Exchange *x) noexcept nogil:
         if usable == 0:
             x.reason = R_DNS_FAILED if named else R_NO_ENDPOINT
         return RC_FAIL
-    verdict = pool_acquire(&e.pool, &item, w.now_ms)
+    verdict = pool_acquire(&e.pool, &item, x.pool_key, w.now_ms)
     if verdict == POOL_FULL:
         return RC_FAIL
+    if verdict == POOL_EVICT:
+        pooled_close(w, <Conn *>conn_at(w, item.owner), CLOSE_EVICTED)
+        verdict = POOL_CONNECT
     x.attempts += 1
     x.endpoint = e
     e.in_flight += 1

@@ -63,6 +63,7 @@ cdef struct Conn:
     uint8_t broken           # reset, or a write failed
     uint8_t family           # 4, 6 or 0 (unix)
     uint8_t shut             # our side of a tunnel is closed
+    uint8_t proxy_due        # its PROXY header has not come yet
     uint8_t trusted          # the peer is one of trusted_proxies
     uint8_t counted          # client side: limits.connections_per_client counts it
     uint16_t port
@@ -142,6 +143,6 @@ cdef int conn_send(Worker *w, Conn *c, OutList *o) noexcept nogil
 cdef int conn_flush(Worker *w, Conn *c) noexcept nogil
 cdef int conn_rest(Worker *w, Conn *c, const char *at, size_t size) noexcept nogil
 cdef bint conn_register(Worker *w, Conn *c) noexcept nogil
-cdef size_t peer_text(const Conn *c, char *out) noexcept nogil
+cdef size_t peer_text(const uint8_t *address, uint8_t family, char *out) noexcept nogil
 cdef void conn_again(Worker *w, Conn *c) noexcept nogil
 cdef uint64_t random_next(Worker *w) noexcept nogil

@@ -370,18 +370,18 @@ cdef extern from "<string.h>" nogil:
     size_t strlen(const char *s)
 
 
-cdef size_t peer_text(const Conn *c, char *out) noexcept nogil:
-    """The client's address, without port, written to out (room for 48 bytes); its length. "unix" for a local socket."""
+cdef size_t peer_text(const uint8_t *address, uint8_t family, char *out) noexcept nogil:
+    """An address, without port, written to out (room for 48 bytes); its length. "unix" for a local socket."""
     cdef size_t n = 0
     cdef int i
-    if c.family == 4:
+    if family == 4:
         for i in range(12, 16):
-            n += put_number(out + n, c.peer[i])
+            n += put_number(out + n, address[i])
             if i < 15:
                 out[n] = c'.'
                 n += 1
         return n
-    if c.family == 6 and inet_ntop(AF_INET6, c.peer, out, 48) != NULL:
+    if family == 6 and inet_ntop(AF_INET6, address, out, 48) != NULL:
         return strlen(out)
     memcpy(out, b"unix", 4)
     return 4

@@ -7,13 +7,14 @@ from gwcore._speedups.answer cimport answer_error
 from gwcore._speedups.attempt cimport attempt_leave_queue, attempt_release
 from gwcore._speedups.body cimport body_skip
 from gwcore._speedups.buffer cimport buf_bytes, buf_give, queue_clear
+from gwcore._speedups.clients cimport client_enter
 from gwcore._speedups.conn cimport (
     SCRATCH_BYTES, C_IDLE, C_LINGER, Conn, Worker, conn_again, conn_arm, conn_close, conn_move, conn_read, conn_rest, conn_send,
     out_reset,
 )
 from gwcore._speedups.histogram cimport histogram_cell
 from gwcore._speedups.http1 cimport M_HEAD
-from gwcore._speedups.reasons cimport R_CLIENT_CLOSED
+from gwcore._speedups.reasons cimport R_BAD_PROXY_HEADER, R_CLIENT_CLOSED, R_CONNECTION_LIMIT
 from gwcore._speedups.shm cimport RouteCell
 from gwcore._speedups.slab cimport slab_give
 from gwcore._speedups.story cimport (
@@ -264,6 +265,23 @@ cdef void head_refuse(Worker *w, Conn *c, int reason) noexcept nogil:
     log_refused(w, c, reason, status)
     conn_send(w, c, &w.out)          # a few hundred bytes on an idle socket; what does not fit is not waited for
     client_linger(w, c)
+
+
+cdef bint client_admit(Worker *w, Conn *c) noexcept nogil:
+    """limits.connections_per_client, once the client is known. False: it was refused."""
+    if w.plan.head.connections_per_client == 0 or c.family == 0 or c.trusted:
+        return True
+    c.counted = client_enter(w.segment, w.lane, c.peer, c.family, w.plan.head.connections_per_client)
+    if not c.counted:
+        head_refuse(w, c, R_CONNECTION_LIMIT)
+    return c.counted
+
+
+cdef void proxy_refuse(Worker *w, Conn *c) noexcept nogil:
+    """No PROXY header where one is due, or from a stranger: there is no client to answer."""
+    w.lane.reasons[<int>R_BAD_PROXY_HEADER] += 1
+    log_refused(w, c, R_BAD_PROXY_HEADER, 0)
+    client_end(w, c, False)
 
 
 cdef void client_left(Worker *w, Exchange *x) noexcept nogil:

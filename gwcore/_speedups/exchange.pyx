@@ -3,37 +3,36 @@
 client_input -> exchange_begin -> route -> answer | dispatch -> (queue | connect) -> sent -> answering -> complete -> next request.
 """
 from libc.stddef cimport size_t
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy
 from gwcore._speedups.accesslog cimport log_refused
-from gwcore._speedups.answer cimport answer_route
+from gwcore._speedups.answer cimport answer_empty, answer_route
 from gwcore._speedups.attempt cimport (
     attempt_connected, attempt_leave_queue, attempt_next_waiter, attempt_release, attempt_take, pooled_close,
 )
 from gwcore._speedups.body cimport body_request
 from gwcore._speedups.buffer cimport buf_bytes, queue_clear
+from gwcore._speedups.choose cimport hash_of, head_has, rewrite, target_pick, template_key, upgrade_asked
 from gwcore._speedups.chunked cimport chunked_init
 from gwcore._speedups.cllhttp cimport LLHTTP_REQUEST
 from gwcore._speedups.conn cimport (
-    SCRATCH_BYTES, C_BUSY, C_CONNECTING, C_HEAD, C_IDLE, C_LINGER, Conn, Worker, conn_again, conn_arm, conn_flush, conn_move,
-    conn_read, conn_rest, conn_send, out_reset, out_store, random_next,
+    SCRATCH_BYTES, C_BUSY, C_CONNECTING, C_HEAD, C_IDLE, C_LINGER, Conn, Worker, conn_again, conn_arm, conn_flush, conn_move, conn_read,
+    conn_rest, conn_send, out_reset, out_store,
 )
-from gwcore._speedups.fields cimport B_TOKEN, BYTE_CLASS, F_COOKIE, LOWER, same_word
+from gwcore._speedups.fields cimport B_TOKEN, BYTE_CLASS
 from gwcore._speedups.forward cimport exchange_note, forward_request
 from gwcore._speedups.head cimport Head, HeadLimits, head_feed, head_init
 from gwcore._speedups.http1 cimport (
     BODY_CHUNKED, BODY_LENGTH, M_DELETE, M_GET, M_HEAD, M_OPTIONS, M_PUT, M_TRACE, host_normal, request_check,
 )
+from gwcore._speedups.origin cimport origin_find
 from gwcore._speedups.path cimport PATH_PLAIN, path_kind, path_normalise
-from gwcore._speedups.plan cimport (
-    HASH_CLIENT, HASH_COOKIE, TARGET_RESPOND, PlanHead, Route, Str, Target, UpstreamSpec, hash_bytes, plan_text,
-    plan_upstream,
-)
+from gwcore._speedups.plan cimport TARGET_RESPOND, PlanHead, Route, plan_trusts, plan_upstream
+from gwcore._speedups.proxyproto cimport ProxyPeer, proxy_parse
 from gwcore._speedups.reasons cimport (
-    R_BAD_PATH, R_BODY_TIMEOUT, R_BODY_TOO_LARGE, R_BODY_TOO_SLOW, R_BUFFER_LIMIT, R_CLIENT_CLOSED,
-    R_CLIENT_WRITE_TIMEOUT, R_CONNECT_TIMEOUT, R_HEADERS_TOO_LARGE, R_HEADER_TIMEOUT, R_METHOD_NOT_ALLOWED, R_NO_ROUTE,
-    R_QUEUE_TIMEOUT, R_RESPONSE_IDLE, R_RESPONSE_TIMEOUT, R_TUNNEL_IDLE, R_UPSTREAM_WRITE_TIMEOUT, R_URI_TOO_LONG,
-    reason_row,
+    R_BAD_PATH, R_BODY_TIMEOUT, R_BODY_TOO_LARGE, R_BODY_TOO_SLOW, R_BUFFER_LIMIT, R_CLIENT_CLOSED, R_CLIENT_WRITE_TIMEOUT,
+    R_CONNECT_TIMEOUT, R_HEADERS_TOO_LARGE, R_HEADER_TIMEOUT, R_METHOD_NOT_ALLOWED, R_NO_ROUTE, R_QUEUE_TIMEOUT, R_RESPONSE_IDLE,
+    R_RESPONSE_TIMEOUT, R_TUNNEL_IDLE, R_UPSTREAM_WRITE_TIMEOUT, reason_row,
 )
 from gwcore._speedups.ring cimport ring_room
 from gwcore._speedups.router cimport RouteQuery, router_find
@@ -47,8 +46,8 @@ from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL, RC_OK, link_append, link_
 from gwcore._speedups.upstream cimport Upstream
 from gwcore.pool cimport CLOSE_IDLE, CLOSE_MAX_AGE, CLOSE_PEER, CLOSE_STALE
 from gwcore._speedups.ends cimport (
-    NEVER_MS, answered, client_end, client_left, client_linger, client_write_ms, discard, exchange_complete,
-    exchange_end, exchange_fail, head_refuse, linger_read,
+    NEVER_MS, answered, client_admit, client_end, client_left, client_linger, client_write_ms, discard, exchange_complete,
+    exchange_end, exchange_fail, head_refuse, linger_read, proxy_refuse,
 )
 from gwcore._speedups.relay cimport (
     dispatch, dispatched, request_pump, send_replay, sent, upstream_read, write_failed, attempt_again, body_due,
@@ -66,6 +65,8 @@ cdef void client_input(Worker *w, Conn *c) noexcept nogil:
     cdef const char *at
     cdef size_t size, before
     cdef int rc
+    if c.proxy_due and not proxy_read(w, c):
+        return
     if w.ring != NULL and w.plan.head.log_block and ring_room(w.ring) < LOG_ROOM:
         link_drop(&c.run.link)                       # access_log.full: block; the tick looks again
         link_append(&w.held, &c.run.link)
@@ -92,6 +93,38 @@ cdef void client_input(Worker *w, Conn *c) noexcept nogil:
                 client_end(w, c, False)
             return
     client_head(w, c, at, size, before)
+
+
+cdef bint proxy_read(Worker *w, Conn *c) noexcept nogil:
+    """The PROXY header that a connection begins with. True: it has come, and the client is known."""
+    cdef ProxyPeer peer
+    cdef const char *at
+    cdef size_t size
+    cdef long n
+    cdef int rc
+    if not c.readable:
+        return False
+    rc = conn_read(w, c, SCRATCH_BYTES, &at, &size)
+    if rc != RC_OK:
+        if rc != RC_AGAIN:
+            client_end(w, c, False)
+        return False
+    n = proxy_parse(at, size, &peer)
+    if n == RC_AGAIN and conn_rest(w, c, at, size) == RC_OK:
+        if c.readable:
+            conn_again(w, c)
+        return False
+    if n < 0:
+        conn_rest(w, c, at + size, 0)
+        proxy_refuse(w, c)
+        return False
+    c.proxy_due = 0
+    if peer.family:
+        memcpy(c.peer, peer.address, 16)
+        c.family, c.port = peer.family, peer.port
+        c.trusted = plan_trusts(w.plan.head, c.peer)
+    conn_rest(w, c, at + n, size - n)
+    return client_admit(w, c)
 
 
 cdef void client_head(Worker *w, Conn *c, const char *at, size_t size, size_t before) noexcept nogil:
@@ -123,63 +156,6 @@ cdef void client_head(Worker *w, Conn *c, const char *at, size_t size, size_t be
         conn_again(w, c)
 
 
-cdef bint head_has(const void *head, const char *name, size_t name_len, const char *value, size_t value_len, bint any_value) noexcept nogil:
-    """For the router: does a field of that lower-case name (with that value) exist?"""
-    cdef const Head *h = <const Head *>head
-    cdef uint32_t i
-    cdef size_t k
-    for i in range(h.n):
-        if h.f[i].name_len != name_len or not (any_value or h.f[i].value_len == value_len):
-            continue
-        k = 0
-        while k < name_len and LOWER[<uint8_t>h.base[h.f[i].name + k]] == <uint8_t>name[k]:
-            k += 1
-        if k < name_len:
-            continue
-        if any_value:
-            return True
-        k = 0
-        while k < value_len and h.base[h.f[i].value + k] == value[k]:
-            k += 1
-        if k == value_len:
-            return True
-    return False
-
-
-cdef uint64_t hash_of(Worker *w, const Exchange *x, const Head *h, const UpstreamSpec *spec) noexcept nogil:
-    """What balance: hash hashes; a missing header or cookie falls back to the client's address."""
-    cdef const char *name = plan_text(x.plan.head, spec.hash_name)
-    cdef const char *item
-    cdef uint32_t i
-    cdef size_t n, pos, k
-    if spec.hash_by != HASH_CLIENT:
-        for i in range(h.n):
-            if spec.hash_by == HASH_COOKIE:
-                if h.f[i].id != F_COOKIE:
-                    continue
-                pos = 0
-                while pos < h.f[i].value_len:        # name=value; name=value
-                    item = h.base + h.f[i].value + pos
-                    n = 0
-                    while pos + n < h.f[i].value_len and item[n] != c';':
-                        n += 1
-                    k = 0
-                    while k < spec.hash_name.len and k < n and item[k] == name[k]:
-                        k += 1
-                    if k == spec.hash_name.len and k < n and item[k] == c'=':
-                        return hash_bytes(7, item + k + 1, n - k - 1)
-                    pos += n + 1
-                    while pos < h.f[i].value_len and h.base[h.f[i].value + pos] == c' ':
-                        pos += 1
-            elif h.f[i].name_len == spec.hash_name.len:
-                k = 0
-                while k < spec.hash_name.len and LOWER[<uint8_t>h.base[h.f[i].name + k]] == <uint8_t>name[k]:
-                    k += 1
-                if k == spec.hash_name.len:
-                    return hash_bytes(7, h.base + h.f[i].value, h.f[i].value_len)
-    return hash_bytes(7, <const char *>x.client.peer, 16)
-
-
 cdef Exchange *exchange_new(Worker *w, Conn *c, const Head *h) noexcept nogil:
     cdef Exchange *x = <Exchange *>slab_take(&w.exchanges)
     if x == NULL:
@@ -191,6 +167,7 @@ cdef Exchange *exchange_new(Worker *w, Conn *c, const Head *h) noexcept nogil:
     x.client = c
     x.plan = w.plan
     x.plan.refs += 1
+    origin_find(w.plan.head, c, h, &x.origin)
     x.start_us = w.now_us
     x.method = h.method
     x.http10 = h.http10
@@ -247,6 +224,9 @@ cdef void exchange_begin(Worker *w, Conn *c, const char *at, size_t size) noexce
     if h.method == M_TRACE:
         begin_refuse(w, x, at, size, R_METHOD_NOT_ALLOWED)
         return
+    if h.method == M_OPTIONS and h.max_forwards == 0:    # RFC 9110 7.6.2: meant for us
+        begin_final(w, x, at, size)
+        return
     q.host = w.host
     q.host_len = host_normal(h.base + h.authority, h.authority_len, w.host)
     q.path, q.path_len = path, path_len
@@ -272,18 +252,6 @@ cdef void exchange_begin(Worker *w, Conn *c, const char *at, size_t size) noexce
         begin_proxy(w, x, at, size, path, path_len)
 
 
-cdef uint8_t upgrade_asked(const Exchange *x, const Head *h) noexcept nogil:
-    """Number + 1 of the protocol among those that the route lets through; 0: the request goes as plain HTTP, without the two fields."""
-    cdef const Str *tokens = <const Str *>(<const char *>x.plan.head + x.route.upgrades.off)
-    cdef uint32_t i
-    if h.upgrade_field < 0 or h.method != M_GET or h.http10 or x.request_body != REQ_DONE:
-        return 0
-    for i in range(x.route.upgrades.n):
-        if same_word(h.base + h.f[h.upgrade_field].value, h.f[h.upgrade_field].value_len, plan_text(x.plan.head, tokens[i]), tokens[i].len):
-            return <uint8_t>(i + 1)
-    return 0
-
-
 cdef void begin_refuse(Worker *w, Exchange *x, const char *at, size_t size, int reason) noexcept nogil:
     conn_rest(w, x.client, at + w.request.size, size - w.request.size)
     exchange_fail(w, x, reason, reason_row(reason).side == 0)
@@ -305,19 +273,16 @@ cdef void begin_answer(Worker *w, Exchange *x, const char *at, size_t size) noex
     answered(w, x, conn_send(w, c, &w.out))
 
 
-cdef const Target *target_pick(Worker *w, const PlanHead *p, const Route *r) noexcept nogil:
-    """By weight (canary)."""
-    cdef const Target *t = <const Target *>(<const char *>p + r.targets.off)
-    cdef uint64_t at
-    cdef uint32_t i
-    if r.targets.n == 1:
-        return t
-    at = (random_next(w) >> 11) % r.weight_sum
-    for i in range(r.targets.n):
-        if at < t[i].weight:
-            return &t[i]
-        at -= t[i].weight
-    return t
+cdef void begin_final(Worker *w, Exchange *x, const char *at, size_t size) noexcept nogil:
+    """OPTIONS that may go no further."""
+    out_reset(&w.out)
+    answer_empty(w, &w.out, x.plan.head, not x.keep_alive, x.http10)
+    x.status = 204
+    x.bytes_out = w.out.bytes
+    conn_rest(w, x.client, at + w.request.size, size - w.request.size)
+    if x.request_body == REQ_STREAM:
+        x.request_body = REQ_DISCARD
+    answered(w, x, conn_send(w, x.client, &w.out))
 
 
 cdef void begin_proxy(Worker *w, Exchange *x, const char *at, size_t size, const char *path, size_t path_len) noexcept nogil:
@@ -331,6 +296,8 @@ cdef void begin_proxy(Worker *w, Exchange *x, const char *at, size_t size, const
     x.hash_target = target_pick(w, p, r).upstream
     x.upstream = <Upstream *>x.plan.upstreams[x.hash_target]
     x.hash = hash_of(w, x, h, plan_upstream(p, x.hash_target))
+    if plan_upstream(p, x.hash_target).template_:
+        x.pool_key = template_key(x, h, plan_upstream(p, x.hash_target))
     if r.rewrites:
         rc = rewrite(w, r, p, &path, &path_len)
         if rc:
@@ -343,7 +310,7 @@ cdef void begin_proxy(Worker *w, Exchange *x, const char *at, size_t size, const
         if head_rc:
             begin_refuse(w, x, at, size, head_rc)
             return
-        if rc != RC_OK or x.expects_continue:
+        if rc != RC_OK or x.expects_continue or (x.upstream.proxy_protocol and not x.reused):
             break
         # a reused connection: everything that is there goes out now
         before = x[0]
@@ -377,29 +344,6 @@ cdef void begin_proxy(Worker *w, Exchange *x, const char *at, size_t size, const
         exchange_fail(w, x, R_BUFFER_LIMIT, True)
         return
     dispatched(w, x, rc)
-
-
-cdef int rewrite(Worker *w, const Route *r, const PlanHead *p, const char **path, size_t *path_len) noexcept nogil:
-    """Strip and replace the prefix; the result is normal again, or refused (RFC 3986 6.2.2 applies to what is sent)."""
-    cdef char out[8448]
-    cdef size_t n = r.replace.len, strip = r.strip if r.strip < path_len[0] else path_len[0]
-    cdef long size
-    if n + path_len[0] - strip + 1 > 8192:
-        return R_URI_TOO_LONG
-    memcpy(out, plan_text(p, r.replace), n)
-    if path_len[0] == strip or path[0][strip] != c'/':
-        if n == 0 or (out[n - 1] != c'/' and path_len[0] > strip):
-            out[n] = c'/'
-            n += 1
-    elif n and out[n - 1] == c'/':
-        n -= 1
-    memcpy(out + n, path[0] + strip, path_len[0] - strip)
-    n += path_len[0] - strip
-    size = path_normalise(out, n, w.path)
-    if size < 0:
-        return R_BAD_PATH
-    path[0], path_len[0] = w.path, size
-    return 0
 
 
 cdef void queue_serve(Worker *w, Upstream *u) noexcept nogil:
@@ -470,6 +414,8 @@ cdef void client_timeout(Worker *w, Conn *c) noexcept nogil:
     if x == NULL:
         if c.state == C_HEAD:
             head_refuse(w, c, R_HEADER_TIMEOUT)
+        elif c.proxy_due:
+            proxy_refuse(w, c)
         else:
             client_end(w, c, False)          # idle or lingering long enough
         return

@@ -12,7 +12,7 @@ cdef enum FieldId:
     F_VIA, F_X_REQUEST_ID, F_PROXY, F_X_GWCORE, F_ALIAS
     # kept whatever Connection says
     F_AUTHORIZATION, F_COOKIE, F_CONTENT, F_IDEMPOTENCY_KEY
-    F_DATE, F_SERVER, F_SET_COOKIE
+    F_DATE, F_SERVER, F_SET_COOKIE, F_MAX_FORWARDS
 
 cdef enum:
     B_TOKEN = 1              # token byte of RFC 9110 5.6.2

@@ -47,7 +47,7 @@ cdef struct Name:
     int id
 
 # by first letter, so that a usual name meets two or three comparisons of lengths
-cdef Name[28] NAMES
+cdef Name[29] NAMES
 NAMES[0] = Name(b"authorization", F_AUTHORIZATION)
 NAMES[1] = Name(b"connection", F_CONNECTION)
 NAMES[2] = Name(b"content-length", F_CONTENT_LENGTH)
@@ -62,28 +62,29 @@ NAMES[10] = Name(b"host", F_HOST)
 NAMES[11] = Name(b"http2-settings", F_HTTP2_SETTINGS)
 NAMES[12] = Name(b"idempotency-key", F_IDEMPOTENCY_KEY)
 NAMES[13] = Name(b"keep-alive", F_KEEP_ALIVE)
-NAMES[14] = Name(b"proxy", F_PROXY)
-NAMES[15] = Name(b"proxy-connection", F_PROXY_CONNECTION)
-NAMES[16] = Name(b"server", F_SERVER)
-NAMES[17] = Name(b"set-cookie", F_SET_COOKIE)
-NAMES[18] = Name(b"te", F_TE)
-NAMES[19] = Name(b"trailer", F_TRAILER)
-NAMES[20] = Name(b"transfer-encoding", F_TRANSFER_ENCODING)
-NAMES[21] = Name(b"upgrade", F_UPGRADE)
-NAMES[22] = Name(b"via", F_VIA)
-NAMES[23] = Name(b"x-forwarded-for", F_X_FORWARDED_FOR)
-NAMES[24] = Name(b"x-forwarded-proto", F_X_FORWARDED_PROTO)
-NAMES[25] = Name(b"x-forwarded-host", F_X_FORWARDED_HOST)
-NAMES[26] = Name(b"x-forwarded-port", F_X_FORWARDED_PORT)
-NAMES[27] = Name(b"x-real-ip", F_X_REAL_IP)
+NAMES[14] = Name(b"max-forwards", F_MAX_FORWARDS)
+NAMES[15] = Name(b"proxy", F_PROXY)
+NAMES[16] = Name(b"proxy-connection", F_PROXY_CONNECTION)
+NAMES[17] = Name(b"server", F_SERVER)
+NAMES[18] = Name(b"set-cookie", F_SET_COOKIE)
+NAMES[19] = Name(b"te", F_TE)
+NAMES[20] = Name(b"trailer", F_TRAILER)
+NAMES[21] = Name(b"transfer-encoding", F_TRANSFER_ENCODING)
+NAMES[22] = Name(b"upgrade", F_UPGRADE)
+NAMES[23] = Name(b"via", F_VIA)
+NAMES[24] = Name(b"x-forwarded-for", F_X_FORWARDED_FOR)
+NAMES[25] = Name(b"x-forwarded-proto", F_X_FORWARDED_PROTO)
+NAMES[26] = Name(b"x-forwarded-host", F_X_FORWARDED_HOST)
+NAMES[27] = Name(b"x-forwarded-port", F_X_FORWARDED_PORT)
+NAMES[28] = Name(b"x-real-ip", F_X_REAL_IP)
 
-cdef uint8_t[28] NAME_SIZE
+cdef uint8_t[29] NAME_SIZE
 cdef uint8_t[257] FIRST          # first letter -> first row; FIRST[c + 1] need not follow, rows are sorted
 cdef uint8_t[256] ROWS
 
 cdef void names_index() noexcept:
     cdef int i
-    for i in range(28):
+    for i in range(29):
         NAME_SIZE[i] = <uint8_t>strlen(NAMES[i].text)
         if ROWS[<uint8_t>NAMES[i].text[0]] == 0:
             FIRST[<uint8_t>NAMES[i].text[0]] = i
@@ -106,7 +107,7 @@ cdef int x_field(const char *name, size_t size) noexcept nogil:
         if low[i] == c'_':
             low[i] = c'-'
             alias = True
-    for i in range(23, 28):
+    for i in range(24, 29):
         if NAME_SIZE[i] == size and memcmp(low, NAMES[i].text, size) == 0:
             return F_ALIAS if alias else NAMES[i].id
     if size == 12 and memcmp(low, <const char *>b"x-request-id", 12) == 0:

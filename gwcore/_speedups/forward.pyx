@@ -7,13 +7,14 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy
 
 from gwcore._speedups.buffer cimport BUF_HEAD, BUF_SMALL, buf_bytes, buf_take
-from gwcore._speedups.conn cimport OutList, Worker, out_add, out_copy, out_number, out_some, peer_text
+from gwcore._speedups.conn cimport OutList, Worker, out_add, out_copy, out_number, out_some
 from gwcore._speedups.fields cimport (
-    B_TOKEN, BYTE_CLASS, F_ALIAS, F_CONTENT_LENGTH, F_EXPECT, F_FORWARDED, F_PROXY, F_VIA, F_X_FORWARDED_FOR,
+    B_TOKEN, BYTE_CLASS, F_ALIAS, F_CONTENT_LENGTH, F_EXPECT, F_FORWARDED, F_MAX_FORWARDS, F_PROXY, F_VIA, F_X_FORWARDED_FOR,
     F_TRAILER, F_X_FORWARDED_HOST, F_X_FORWARDED_PORT, F_X_FORWARDED_PROTO, F_X_GWCORE, F_X_REAL_IP, F_X_REQUEST_ID, LOWER,
 )
 from gwcore._speedups.head cimport Field, Head, field_end
-from gwcore._speedups.http1 cimport BODY_CHUNKED, BODY_LENGTH
+from gwcore._speedups.http1 cimport BODY_CHUNKED, BODY_LENGTH, M_OPTIONS
+from gwcore._speedups.origin cimport forwarded_lines
 from gwcore._speedups.plan cimport (
     OP_ADD, OP_REMOVE, VIA_REQUEST, VIA_RESPONSE, Array, HeaderEdit, PlanHead, Str, UpstreamSpec, plan_text, plan_upstream,
 )
@@ -75,32 +76,6 @@ cdef void fields_out(const Head *h, OutList *o, uint32_t run) noexcept nogil:
     out_add(o, h.base + run, h.size - 2 - run)
 
 
-cdef void forwarded_for(Worker *w, Exchange *x, Head *h, OutList *o) noexcept nogil:
-    """X-Forwarded-For, -Proto, -Host: a stranger's are replaced, a trusted proxy's are appended to."""
-    cdef char peer[48]
-    cdef size_t n = peer_text(x.client, peer)
-    cdef uint32_t i
-    cdef bint proto = False, host = False
-    out_copy(o, b"X-Forwarded-For: ", 17)
-    if x.client.trusted:
-        for i in range(h.n):
-            if h.f[i].id == F_X_FORWARDED_FOR and h.f[i].value_len:
-                out_some(o, h.base + h.f[i].value, h.f[i].value_len)
-                out_copy(o, b", ", 2)
-            elif h.f[i].id == F_X_FORWARDED_PROTO:
-                proto = True
-            elif h.f[i].id == F_X_FORWARDED_HOST:
-                host = True
-    out_copy(o, peer, n)
-    out_copy(o, b"\r\n", 2)
-    if not proto:
-        out_copy(o, b"X-Forwarded-Proto: http\r\n", 25)
-    if not host and h.authority_len:
-        out_copy(o, b"X-Forwarded-Host: ", 18)
-        out_some(o, h.base + h.authority, h.authority_len)
-        out_copy(o, b"\r\n", 2)
-
-
 cdef bint via_is_ours(const PlanHead *p, const Head *h, const Field *f) noexcept nogil:
     """Does this Via name our pseudonym? Then the request has been here before."""
     cdef size_t i, n = p.via_name.len
@@ -127,12 +102,14 @@ cdef int fields_choose(Worker *w, Exchange *x, Head *h) noexcept nogil:
         if f.id == F_CONTENT_LENGTH:
             # its digits were read and count; a spelling such as 007 is written anew
             f.drop = h.base[f.value] == c'0' and f.value_len > 1
-        elif f.id == F_X_FORWARDED_FOR or f.id == F_EXPECT or f.id == F_PROXY or f.id == F_X_GWCORE or f.id == F_ALIAS or f.id == F_X_REQUEST_ID:
+        elif f.id == F_X_FORWARDED_FOR or f.id == F_FORWARDED or f.id == F_EXPECT or f.id == F_PROXY or f.id == F_X_GWCORE or f.id == F_ALIAS or f.id == F_X_REQUEST_ID:
             f.drop = 1
-        elif f.id == F_X_FORWARDED_PROTO or f.id == F_X_FORWARDED_HOST or f.id == F_X_FORWARDED_PORT or f.id == F_FORWARDED or f.id == F_X_REAL_IP:
+        elif f.id == F_X_FORWARDED_PROTO or f.id == F_X_FORWARDED_HOST or f.id == F_X_FORWARDED_PORT or f.id == F_X_REAL_IP:
             f.drop = not x.client.trusted
         elif f.id == F_TRAILER:
             f.drop = not (x.route.trailers and h.chunked)
+        elif f.id == F_MAX_FORWARDS:
+            f.drop = x.method == M_OPTIONS       # written anew, one less
         elif f.id == F_VIA and via_is_ours(p, h, f):
             return R_LOOP
     return 0
@@ -181,11 +158,15 @@ cdef int forward_request(Worker *w, Exchange *x, Head *h, OutList *o, const char
         out_copy(o, b"Content-Length: ", 16)
         out_number(o, <uint64_t>h.length, 10)
         out_copy(o, b"\r\n", 2)
+    if x.method == M_OPTIONS and h.max_forwards > 0:
+        out_copy(o, b"Max-Forwards: ", 14)
+        out_number(o, <uint64_t>h.max_forwards - 1, 10)
+        out_copy(o, b"\r\n", 2)
     if x.upgrade:
         upgrade_lines(x, o)
     if x.te_trailers and x.route.trailers:
         out_copy(o, b"TE: trailers\r\nConnection: TE\r\n", 30)
-    forwarded_for(w, x, h, o)
+    forwarded_lines(x.client, h, o)
     if p.via & VIA_REQUEST:
         out_some(o, plan_text(p, p.via_line), p.via_line.len)
     if p.id_line.len:

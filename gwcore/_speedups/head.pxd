@@ -51,6 +51,7 @@ cdef struct Head:
     uint32_t query_len
     uint32_t authority       # of Host, or of an absolute target
     uint32_t authority_len
+    int64_t max_forwards     # -1 = none
     int64_t length           # Content-Length; -1 = none
     int host_field           # index, -1 = none
     int upgrade_field        # the same; -2 = more than one

@@ -6,7 +6,7 @@ from libc.string cimport memchr, memcmp
 from gwcore._speedups.cllhttp cimport LLHTTP_REQUEST
 from gwcore._speedups.fields cimport (
     B_DIGIT, B_HEX, B_TARGET, B_TOKEN, B_VALUE, BYTE_CLASS, F_AUTHORIZATION, F_CONNECTION, F_CONTENT_LENGTH, F_DATE,
-    F_EXPECT, F_HOP_LAST, F_HOST, F_IDEMPOTENCY_KEY, F_TE, F_TRANSFER_ENCODING, F_UPGRADE, F_VIA, F_X_FORWARDED_FOR,
+    F_EXPECT, F_HOP_LAST, F_HOST, F_IDEMPOTENCY_KEY, F_MAX_FORWARDS, F_TE, F_TRANSFER_ENCODING, F_UPGRADE, F_VIA, F_X_FORWARDED_FOR,
     F_X_REAL_IP, F_X_REQUEST_ID, LOWER, all_bytes, same_word,
 )
 from gwcore._speedups.head cimport Field, Head, field_end
@@ -184,7 +184,7 @@ cdef int fields_check(Head *h) noexcept nogil:
     cdef int rc, bad_te = 0
     cdef bint close = False, keep = False
     h.chunked = h.has_length = h.expects_continue = h.te_trailers = h.wants_upgrade = h.has_date = h.has_key = 0
-    h.length = -1
+    h.length = h.max_forwards = -1
     h.host_field = h.upgrade_field = h.id_field = h.xff_field = -1
     for i in range(h.n):
         f = &h.f[i]
@@ -223,6 +223,12 @@ cdef int fields_check(Head *h) noexcept nogil:
             h.xff_field = i
         elif f.id == F_DATE:
             h.has_date = 1
+        elif f.id == F_MAX_FORWARDS and h.kind == LLHTTP_REQUEST:
+            if f.value_len == 0 or f.value_len > 9 or not all_bytes(h.base + f.value, f.value_len, B_DIGIT):
+                return R_BAD_HEADER
+            h.max_forwards = 0
+            for end in range(f.value_len):
+                h.max_forwards = h.max_forwards * 10 + (h.base[f.value + end] - 48)
         elif f.id == F_IDEMPOTENCY_KEY:
             h.has_key = 1
         elif f.id == F_EXPECT and h.kind == LLHTTP_REQUEST:

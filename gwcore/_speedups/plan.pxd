@@ -97,6 +97,9 @@ cdef struct UpstreamSpec:
     uint32_t body_idle_ms
     uint32_t stale_retry
     uint32_t connect_retries
+    uint32_t proxy_protocol  # version of the PROXY header that new connections begin with; 0 = none
+    uint32_t template_       # pool.granularity: template
+    Str principal            # lower case name of the field whose value is part of the template
 
 cdef struct Key:             # open addressing: (host, kind, path) -> first route
     uint64_t hash            # 0 = empty
@@ -122,6 +125,10 @@ cdef struct Cidr:
     uint8_t net[16]          # IPv4 as ::ffff:a.b.c.d
     uint32_t bits
 
+cdef struct ListenerSpec:
+    Str address
+    uint32_t proxy_protocol  # a PROXY header comes first
+
 cdef struct PlanHead:
     uint32_t magic
     uint32_t layout          # sizes of the structs, so that two builds never misread each other
@@ -133,6 +140,7 @@ cdef struct PlanHead:
     Array hosts              # power of two
     Array host_infos
     Array trusted
+    Array listeners
     Array regexes            # uint32 route index
     Str via_line             # "Via: 1.1 name\r\n"
     Str via_name
@@ -183,4 +191,5 @@ cdef inline uint64_t key_mix(uint64_t path_hash, uint32_t host, uint32_t kind) n
 
 cdef uint64_t hash_bytes(uint64_t seed, const char *at, size_t size) noexcept nogil
 cdef uint32_t plan_layout() noexcept nogil
+cdef bint plan_trusts(const PlanHead *p, const uint8_t *peer) noexcept nogil
 cdef const char *plan_refused(const PlanHead *p, size_t size) noexcept nogil

@@ -30,9 +30,24 @@ cdef const char *plan_refused(const PlanHead *p, size_t size) noexcept nogil:
     return NULL
 
 
+cdef bint plan_trusts(const PlanHead *p, const uint8_t *peer) noexcept nogil:
+    """Is this address (16 bytes) in one of trusted_proxies?"""
+    cdef const Cidr *c = <const Cidr *>(<const char *>p + p.trusted.off)
+    cdef uint32_t i, k, bits
+    for i in range(p.trusted.n):
+        bits = c[i].bits
+        k = 0
+        while bits >= 8 and c[i].net[k] == peer[k]:
+            bits -= 8
+            k += 1
+        if bits == 0 or (bits < 8 and (c[i].net[k] ^ peer[k]) >> (8 - bits) == 0):
+            return True
+    return False
+
+
 SIZES = {"route": sizeof(Route), "upstream": sizeof(UpstreamSpec), "endpoint": sizeof(EndpointSpec), "key": sizeof(Key),
          "host": sizeof(HostKey), "host_info": sizeof(HostInfo), "cond": sizeof(Cond), "target": sizeof(Target), "edit": sizeof(HeaderEdit),
-         "cidr": sizeof(Cidr), "u32": 4, "str": sizeof(Str), "head": sizeof(PlanHead)}
+         "cidr": sizeof(Cidr), "u32": 4, "str": sizeof(Str), "listener": sizeof(ListenerSpec), "head": sizeof(PlanHead)}
 
 
 HASH_SEED = 0x12345
@@ -129,6 +144,8 @@ cdef class PlanBuilder:
             (<Target *>(self.mem + at))[0] = <Target>row
         elif kind == "edit":
             (<HeaderEdit *>(self.mem + at))[0] = <HeaderEdit>row
+        elif kind == "listener":
+            (<ListenerSpec *>(self.mem + at))[0] = <ListenerSpec>row
         elif kind == "str":
             (<Str *>(self.mem + at))[0] = <Str>row
         elif kind == "cidr":

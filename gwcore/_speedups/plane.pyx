@@ -10,9 +10,9 @@ from gwcore._speedups.buffer cimport bufs_close, bufs_init
 from gwcore._speedups.conn cimport C_POOLED, Conn, LocalPlan, Worker
 from gwcore._speedups.ends cimport client_end
 from gwcore._speedups.attempt cimport pooled_close
-from gwcore._speedups.plan cimport PlanHead, Route, UpstreamSpec, plan_refused, plan_route, plan_text, plan_upstream
+from gwcore._speedups.plan cimport ListenerSpec, PlanHead, Route, UpstreamSpec, plan_refused, plan_route, plan_text, plan_upstream
 from gwcore._speedups.reactor cimport (
-    LISTENERS_MAX, Reactor, listener_add, listener_drop, reactor_clock, reactor_close, reactor_close_idle, reactor_drain, reactor_open,
+    LISTENERS_MAX, Listener, Reactor, listener_add, listener_drop, reactor_clock, reactor_close, reactor_close_idle, reactor_drain, reactor_open,
 )
 from gwcore._speedups.regex cimport Regex, regex_compile, regex_free
 from gwcore._speedups.ring cimport ring_close, ring_open, ring_swap_fd
@@ -21,7 +21,7 @@ from gwcore._speedups.slab cimport Slab, slab_at, slab_close, slab_init
 from gwcore._speedups.story cimport X_TUNNEL, Exchange
 from gwcore._speedups.sys cimport MAP_FAILED, MAP_SHARED, PROT_READ, mmap, munmap
 from gwcore._speedups.types cimport link_drop, size_t
-from gwcore._speedups.upstream cimport Endpoint, Upstream, upstream_free, upstream_new, upstream_update
+from gwcore._speedups.upstream cimport Endpoint, Upstream, endpoint_free, upstream_free, upstream_new, upstream_update
 from gwcore.pool cimport CLOSE_DRAIN, pool_open
 
 cdef enum:
@@ -168,6 +168,8 @@ cdef class Plane:
                 for k in range(self.known[i].n):
                     self.known[i].endpoints[k].pool.draining = 1
         self._limits()
+        for i in range(self.r.n_listeners):
+            self._listener(&self.r.listeners[i])
         self._close_pooled(False)
         self.collect()
 
@@ -199,7 +201,7 @@ cdef class Plane:
             dead = e[0]
             if pool_open(&dead.pool) == 0:
                 e[0] = dead.next_gone
-                free(dead)
+                endpoint_free(dead)
             else:
                 e = &dead.next_gone
         for i in range(self.n_known):
@@ -246,6 +248,17 @@ cdef class Plane:
         if not listener_add(&self.r, name, len(name), own):
             os.close(own)
             raise ValueError(f"cannot listen on {address}: at most {LISTENERS_MAX} listeners of 128 characters")
+        for i in range(self.r.n_listeners):
+            self._listener(&self.r.listeners[i])
+
+    cdef _listener(self, Listener *l):
+        """What the present plan says of a listener."""
+        cdef const PlanHead *p = self.r.w.plan.head
+        cdef const ListenerSpec *spec = <const ListenerSpec *>(<const char *>p + p.listeners.off)
+        cdef uint32_t i
+        for i in range(p.listeners.n):
+            if spec[i].address.len == l.address_len and memcmp(plan_text(p, spec[i].address), l.address, l.address_len) == 0:
+                l.proxy_protocol = spec[i].proxy_protocol
 
     def unlisten(self, address: str) -> None:
         """Take in what waits in the queue of that address, then stop accepting there."""
@@ -350,7 +363,7 @@ cdef class Plane:
         while self.gone != NULL:
             gone = self.gone
             self.gone = gone.next_gone
-            free(gone)
+            endpoint_free(gone)
         slab_close(&w.clients)
         slab_close(&w.upstreams)
         slab_close(&w.exchanges)

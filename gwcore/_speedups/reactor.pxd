@@ -10,6 +10,7 @@ cdef enum:
 cdef struct Listener:
     int fd                   # -1 = closed
     bint paused
+    bint proxy_protocol
     char address[128]
     uint32_t address_len
 

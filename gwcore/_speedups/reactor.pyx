@@ -1,18 +1,17 @@
 """The reactor. epoll_wait takes up to 512 events; after each return the clock is read once, the events are served, then connections with
 something left to do, queues, and timers. It goes round again while events come in batches and its millisecond lasts, then gives the
 thread back to uvloop, of which it is one readable descriptor."""
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
-from gwcore._speedups.clients cimport client_enter
 from gwcore._speedups.conn cimport (
     CONN_CLIENT, CONN_CLOCK, CONN_LISTENER, C_IDLE, Conn, SCRATCH_BYTES, TIMER_CLIENT, TIMER_UPSTREAM, TIMER_WORKER,
     Worker, conn_arm, conn_move, conn_open, conn_register,
 )
-from gwcore._speedups.ends cimport client_end, head_refuse
+from gwcore._speedups.ends cimport client_admit, client_end, head_refuse, proxy_refuse
 from gwcore._speedups.exchange cimport client_event, client_timeout, queue_serve, upstream_event, upstream_timeout
-from gwcore._speedups.plan cimport Cidr, PlanHead
+from gwcore._speedups.plan cimport plan_trusts
 from gwcore._speedups.reasons cimport R_CONNECTION_LIMIT
 from gwcore._speedups.slab cimport slab_at
 from gwcore._speedups.sys cimport (
@@ -172,20 +171,6 @@ cdef bint shed_idle(Worker *w) noexcept nogil:
     return True
 
 
-cdef bint is_trusted(const PlanHead *p, const uint8_t *peer) noexcept nogil:
-    cdef const Cidr *c = <const Cidr *>(<const char *>p + p.trusted.off)
-    cdef uint32_t i, k, bits
-    for i in range(p.trusted.n):
-        bits = c[i].bits
-        k = 0
-        while bits >= 8 and c[i].net[k] == peer[k]:
-            bits -= 8
-            k += 1
-        if bits == 0 or (bits < 8 and (c[i].net[k] ^ peer[k]) >> (8 - bits) == 0):
-            return True
-    return False
-
-
 cdef void peer_set(Conn *c, const sockaddr_storage *from_) noexcept nogil:
     cdef const sockaddr_in *v4 = <const sockaddr_in *>from_
     cdef const sockaddr_in6 *v6 = <const sockaddr_in6 *>from_
@@ -226,15 +211,17 @@ cdef bint accept_some(Reactor *r, Listener *l) noexcept nogil:
             return False
         conn_move(w, c, C_IDLE)
         peer_set(c, &from_)
-        c.trusted = w.plan.head.trusted.n and is_trusted(w.plan.head, c.peer)
+        c.trusted = plan_trusts(w.plan.head, c.peer)
         if w.lane.worker.connections > w.connection_limit and not shed_idle(w):
             head_refuse(w, c, R_CONNECTION_LIMIT)
             continue
-        if w.plan.head.connections_per_client and c.family and not c.trusted:
-            c.counted = client_enter(w.segment, w.lane, c.peer, c.family, w.plan.head.connections_per_client)
-            if not c.counted:
-                head_refuse(w, c, R_CONNECTION_LIMIT)
+        if l.proxy_protocol:
+            if c.family and not c.trusted:
+                proxy_refuse(w, c)
                 continue
+            c.proxy_due = 1
+        elif not client_admit(w, c):
+            continue
         if not conn_register(w, c):
             client_end(w, c, False)
             continue

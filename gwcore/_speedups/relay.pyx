@@ -14,6 +14,7 @@ from gwcore._speedups.forward cimport forward_interim, forward_response
 from gwcore._speedups.head cimport Head, HeadLimits, head_feed, head_init
 from gwcore._speedups.histogram cimport histogram_cell
 from gwcore._speedups.http1 cimport BODY_CHUNKED, BODY_CLOSE, M_HEAD, response_body, response_check
+from gwcore._speedups.proxyproto cimport proxy_write
 from gwcore._speedups.reasons cimport (
     RETRY_ANY, R_BAD_RESPONSE, R_BUFFER_LIMIT, R_CLIENT_CLOSED, R_CONNECT_TIMEOUT, R_HEADERS_TOO_LARGE, R_QUEUE_FULL,
     R_RESPONSE_HEADERS_TOO_LARGE, R_RESPONSE_TRUNCATED, R_TOO_MANY_HEADERS, R_UPGRADE_FAILED, R_UPSTREAM_RESET,
@@ -78,6 +79,8 @@ cdef void send_replay(Worker *w, Exchange *x) noexcept nogil:
     cdef size_t used = 0
     cdef int rc
     out_reset(&w.out)
+    if x.upstream.proxy_protocol and not x.reused:
+        proxy_write(c, &w.out, x.upstream.proxy_protocol)
     while b != NULL:
         out_add(&w.out, buf_bytes(b), b.len)
         b = b.next

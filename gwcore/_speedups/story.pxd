@@ -2,6 +2,7 @@
 from gwcore._speedups.buffer cimport Buf, ByteQueue
 from gwcore._speedups.chunked cimport Chunked
 from gwcore._speedups.conn cimport Conn, LocalPlan, Worker
+from gwcore._speedups.origin cimport Origin
 from gwcore._speedups.plan cimport Route
 from gwcore._speedups.slab cimport SlabItem
 from gwcore._speedups.types cimport size_t, uint32_t, uint64_t
@@ -42,6 +43,8 @@ cdef struct Exchange:
     Buf *response_trailers
     Chunked request_chunks
     Chunked response_chunks
+    Origin origin            # the client, which a trusted proxy may have named
+    uint64_t pool_key        # which idle connections may be reused, for pool.granularity: template
     uint64_t hash            # for balance: hash
     uint32_t hash_target     # index of the upstream in the plan
     uint64_t start_us

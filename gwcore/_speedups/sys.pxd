@@ -53,6 +53,7 @@ cdef extern from "<sys/socket.h>" nogil:
     int connect(int fd, const sockaddr *addr, socklen_t size)
     int accept4(int fd, sockaddr *addr, socklen_t *size, int flags)
     int shutdown(int fd, int how)
+    int getsockname(int fd, sockaddr *addr, socklen_t *size)
     int getsockopt(int fd, int level, int name, void *value, socklen_t *size)
     int setsockopt(int fd, int level, int name, const void *value, socklen_t size)
     ssize_t recv(int fd, void *buf, size_t size, int flags)

@@ -36,6 +36,7 @@ cdef struct Upstream:
     uint32_t connect_ms
     uint32_t write_ms
     uint32_t stale_retry
+    uint32_t proxy_protocol
     uint32_t connect_retries
     uint32_t weight_sum
     uint32_t next_robin
@@ -44,5 +45,6 @@ cdef struct Upstream:
 cdef Endpoint *balance_pick(Worker *w, Upstream *u, uint64_t hash, const Endpoint *avoid, uint64_t now_ms) noexcept nogil
 cdef Upstream *upstream_new(Worker *w, const PlanHead *p, const UpstreamSpec *spec) noexcept nogil
 cdef bint upstream_update(Worker *w, Upstream *u, const PlanHead *p, const UpstreamSpec *spec, Endpoint **gone) noexcept nogil
+cdef void endpoint_free(Endpoint *e) noexcept nogil
 cdef void upstream_free(Upstream *u) noexcept nogil
 cdef bint endpoint_has_room(const Endpoint *e) noexcept nogil

@@ -14,7 +14,7 @@ from gwcore._speedups.plan cimport (
 from gwcore._speedups.shm cimport gw_atomic_load
 from gwcore._speedups.sys cimport AF_UNIX
 from gwcore._speedups.types cimport link_init
-from gwcore.pool cimport pool_init, pool_open, waiters_init
+from gwcore.pool cimport pool_free, pool_init, pool_open, pool_templates, waiters_init
 
 
 cdef bint endpoint_has_room(const Endpoint *e) noexcept nogil:
@@ -144,6 +144,8 @@ cdef void endpoint_update(Worker *w, Endpoint *e, const PlanHead *p, const Upstr
     e.pool.idle_ms = u.idle_ms
     e.pool.max_age_ms = u.max_age_ms
     e.pool.draining = 0
+    if u.template_ and not pool_templates(&e.pool):
+        e.pool.max_idle = 0                           # no memory for templates: then no reuse
     e.pool.shared_open = &w.segment.endpoints[spec.slot].open
     e.pool.own_open = &w.lane.endpoint_open[spec.slot]
     e.pool.worker = w.number + 1
@@ -218,15 +220,21 @@ cdef bint upstream_update(Worker *w, Upstream *u, const PlanHead *p, const Upstr
     u.connect_ms = spec.connect_ms
     u.write_ms = spec.write_ms
     u.stale_retry = spec.stale_retry
+    u.proxy_protocol = spec.proxy_protocol
     u.connect_retries = spec.connect_retries
     u.gone = False
     return True
+
+
+cdef void endpoint_free(Endpoint *e) noexcept nogil:
+    pool_free(&e.pool)
+    free(e)
 
 
 cdef void upstream_free(Upstream *u) noexcept nogil:
     """Free an upstream whose endpoints hold no connection any more."""
     cdef uint32_t i
     for i in range(u.n):
-        free(u.endpoints[i])
+        endpoint_free(u.endpoints[i])
     free(u.endpoints)
     free(u)

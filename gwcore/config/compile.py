@@ -177,6 +177,9 @@ class _Compiler:
                     "write_ms": _ms(u.timeouts.write),
                     "response_ms": _ms(u.timeouts.response),
                     "body_idle_ms": _ms(u.timeouts.idle),
+                    "proxy_protocol": {"off": 0, "v1": 1, "v2": 2}[u.proxy_protocol],
+                    "template_": int(u.pool.granularity == "template"),
+                    "principal": self.text(u.pool.principal.lower()),
                     "stale_retry": int("stale" in u.retry.on),
                     "connect_retries": u.retry.attempts if "connect" in u.retry.on else 0,
                 }
@@ -339,6 +342,10 @@ class _Compiler:
                 "upstreams": self.upstreams(),
                 **self.routing(),
                 "trusted": self.trusted(),
+                "listeners": self.b.array(
+                    "listener",
+                    [{"address": self.text(x.address), "proxy_protocol": int(x.proxy_protocol)} for x in c.listeners],
+                ),
                 "via_line": self.text(f"Via: 1.1 {self.via}\r\n"),
                 "via_name": self.text(self.via),
                 "id_header": self.text(id_header.lower()),

@@ -257,14 +257,12 @@ def _cross_checks(config: Config, reader: _Reader) -> list[ConfigError]:
                         "accepted, not in effect in this version",
                     )
                 )
-        if upstream.pool.granularity == "template":
-            warnings.append(
-                ConfigError(
-                    reader.name,
-                    *place("upstreams", name, "pool", "granularity"),
-                    f"upstreams.{name}.pool.granularity",
-                    "accepted, not in effect in this version",
-                )
+    for i, listener in enumerate(config.listeners):
+        if listener.proxy_protocol and not config.trusted_proxies and not listener.address.startswith("unix:"):
+            reader.error(
+                place("listeners", i, "proxy_protocol"),
+                ("listeners", i, "proxy_protocol"),
+                "nobody may connect: add the addresses of the balancers in front to trusted_proxies",
             )
     return warnings
 

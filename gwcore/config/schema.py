@@ -15,6 +15,10 @@ from gwcore.config.units import Duration, Rate, Size
 from gwcore.config.upstreams import Upstream
 
 
+def _switch(value: Any) -> Any:
+    return {"on": True, "off": False}.get(value, value) if isinstance(value, str) else value
+
+
 class Listener(Model):
     address: Address
     """Where to listen: `host:port`, `[v6]:port` or `unix:/path`."""
@@ -22,10 +26,11 @@ class Listener(Model):
     """Queue of the listening socket, per worker; auto = net.core.somaxconn."""
     tls: Any = None
     """TLS termination."""
-    proxy_protocol: Any = False
-    """PROXY protocol from trusted proxies."""
+    proxy_protocol: Annotated[bool, BeforeValidator(_switch, json_schema_input_type=bool | Literal["on", "off"])] = False
+    """Every connection begins with a PROXY header, version 1 or 2, which names the client. Only `trusted_proxies` may connect then, and
+    whoever reaches a unix socket; others are closed with `bad_proxy_header`."""
 
-    @field_validator("tls", "proxy_protocol")
+    @field_validator("tls")
     @classmethod
     def _later(cls, value: Any) -> Any:
         if value not in (None, False, "off"):

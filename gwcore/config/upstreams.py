@@ -30,7 +30,10 @@ class Queue(Model):
 
 class Pool(Model):
     granularity: Literal["backend", "template"] = "backend"
-    """One pool for each backend address, or for each connection template."""
+    """One pool for each backend address, or for each connection template: address, source of the PROXY header, value of `principal`."""
+    principal: str = ""
+    """With `template`: a connection is reused for requests with the same value of this header only (such as Authorization, for
+    upstreams that authenticate connections)."""
     max_connections: int = Field(256, ge=1, le=1_000_000)
     """Connections to one endpoint, over all workers; beyond it requests queue."""
     max_idle: int = Field(256, ge=0, le=1_000_000)
@@ -91,6 +94,11 @@ class Upstream(Model):
     """Connections to each endpoint."""
     timeouts: UpstreamTimeouts = UpstreamTimeouts()
     """Limits on the upstream's progress."""
+    proxy_protocol: Annotated[
+        Literal["off", "v1", "v2"],
+        BeforeValidator(lambda v: "off" if v is False else v, json_schema_input_type=Literal["off", "v1", "v2"]),
+    ] = "off"
+    """Begin each connection with a PROXY header that names the client; needs `pool.granularity: template`."""
     host: str = "preserve"
     """The Host sent: `preserve` the client's, or a literal one."""
     retry: Retry = Retry()
@@ -103,6 +111,18 @@ class Upstream(Model):
     """Reserved for outlier ejection."""
     concurrency: Any = None
     """Reserved for the adaptive concurrency limit."""
+
+    @model_validator(mode="after")
+    def _template(self) -> Upstream:
+        if self.pool.granularity == "backend":
+            if self.proxy_protocol != "off":
+                raise ValueError(
+                    "proxy_protocol names one client for a whole connection: set pool.granularity: template, so that no other client's "
+                    "requests travel on it"
+                )
+            if self.pool.principal:
+                raise ValueError("pool.principal is part of a connection template: set pool.granularity: template")
+        return self
 
     @field_validator("endpoints")
     @classmethod
