@@ -125,6 +125,7 @@ cdef int conn_send(Worker *w, Conn *c, OutList *o) noexcept nogil:
     """Send the list and empty it. RC_OK: all of it is with the kernel. RC_AGAIN: the rest is queued in c.output. RC_FAIL: c.broken."""
     cdef msghdr msg
     cdef ssize_t n
+    cdef size_t size
     cdef int i, rc
     if c.broken:
         out_reset(o)
@@ -138,6 +139,14 @@ cdef int conn_send(Worker *w, Conn *c, OutList *o) noexcept nogil:
             c.broken = 1
             return RC_FAIL
         return conn_flush(w, c) if c.writable else RC_AGAIN
+    if o.n > 1 and o.bytes <= OUT_FLAT:
+        size = 0
+        for i in range(o.n):
+            memcpy(w.flat + size, o.iov[i].iov_base, o.iov[i].iov_len)
+            size += o.iov[i].iov_len
+        o.iov[0].iov_base = w.flat
+        o.iov[0].iov_len = size
+        o.n = 1
     if o.n == 1:
         n = send(c.fd, o.iov[0].iov_base, o.iov[0].iov_len, MSG_NOSIGNAL)
     else:

@@ -18,7 +18,6 @@ cdef struct Reactor:
     Worker w
     Listener listeners[64]
     int n_listeners
-    bint stop_accepting
 
 cdef bint reactor_open(Reactor *r) noexcept nogil
 cdef void reactor_close(Reactor *r) noexcept nogil

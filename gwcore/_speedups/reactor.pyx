@@ -321,12 +321,26 @@ cdef void tick(Reactor *r) noexcept nogil:
             timer_soon(w)
 
 
+cdef void clock_arm(Worker *w) noexcept nogil:
+    """Have the timerfd wake us when the wheel has to be looked at; a call only when that is earlier than it stands."""
+    cdef itimerspec at
+    cdef uint64_t due = wheel_next_ms(&w.wheel)
+    if not link_empty(&w.runnable):
+        due = w.now_ms
+    if due and (w.armed_ms == 0 or due < w.armed_ms):
+        memset(&at, 0, sizeof(at))
+        at.it_value.tv_sec = due // 1000
+        at.it_value.tv_nsec = due % 1000 * 1000000 + 1
+        timerfd_settime(w.timer_fd, TFD_TIMER_ABSTIME, &at, NULL)
+        w.armed_ms = due
+
+
 cdef void reactor_drain(Reactor *r) noexcept nogil:
-    """Serve what is ready, for about a millisecond at the most."""
+    """Serve what is ready, for about a millisecond at the most. It does not wait for more: answering each event at once makes batches small,
+    and cost 5 % (own answers) to 20 % (connection per request) where it was tried."""
     cdef Worker *w = &r.w
     cdef epoll_event events[EVENTS]
-    cdef uint64_t start = 0, due
-    cdef itimerspec at
+    cdef uint64_t start = 0
     cdef int n, i
     while True:
         n = epoll_wait(w.ep, events, EVENTS, 0)
@@ -340,15 +354,7 @@ cdef void reactor_drain(Reactor *r) noexcept nogil:
         if (n < BUSY_EVENTS and link_empty(&w.runnable)) or w.now_us - start >= BUDGET_US:
             break
     w.lane.worker.buffer_bytes = w.bufs.used_bytes
-    due = wheel_next_ms(&w.wheel)
-    if not link_empty(&w.runnable):
-        due = w.now_ms
-    if due and (w.armed_ms == 0 or due < w.armed_ms):
-        memset(&at, 0, sizeof(at))
-        at.it_value.tv_sec = due // 1000
-        at.it_value.tv_nsec = due % 1000 * 1000000 + 1
-        timerfd_settime(w.timer_fd, TFD_TIMER_ABSTIME, &at, NULL)
-        w.armed_ms = due
+    clock_arm(w)
 
 
 cdef uint32_t reactor_close_idle(Reactor *r, uint64_t idle_ms) noexcept nogil:
