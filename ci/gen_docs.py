@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any, get_args
 
@@ -100,7 +101,48 @@ def reasons() -> str:
     return "\n".join(out) + "\n"
 
 
-PAGES = {"docs/configuration.md": configuration, "docs/reasons.md": reasons}
+def promises() -> list[tuple[str, dict[str, str]]]:
+    """(title, {number: promise}) of each part of tests/conformance.toml."""
+    parts = tomllib.loads((ROOT / "tests/conformance.toml").read_text()).values()
+    return [(part["title"], {k: v for k, v in part.items() if k != "title"}) for part in parts]
+
+
+def proofs() -> dict[str, list[str]]:
+    """Where each number is tested: wire cases have it behind their title, tests in a comment or docstring."""
+    found: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "tests/wire").glob("*.md")):
+        for line in path.read_text().splitlines():
+            if m := re.fullmatch(r"### (.+) \(((?:[A-Z]\d+,? ?)+)\)", line):
+                for number in re.findall(r"[A-Z]\d+", m[2]):
+                    found.setdefault(number, []).append(f"wire/{path.name}: {m[1]}")
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        name = ""
+        for line in path.read_text().splitlines():
+            if m := re.match(r"def (test_\w+)", line):
+                name = m[1]
+            if m := re.match(r"\s*(?:#|\"\"\").*", line):
+                for number in re.findall(r"(?<![\w-])[RFBCUL]\d{1,2}(?![\w-])", m[0]):
+                    where = f"{path.relative_to(ROOT / 'tests')}" + (f": {name}" if name else "")
+                    if where not in found.setdefault(number, []):
+                        found[number].append(where)
+    return found
+
+
+def conformance() -> str:
+    tested = proofs()
+    out = [
+        "# Conformance",
+        "",
+        "What the gateway promises on the wire (RFC 9110 and 9112, and decisions of its own), each with the tests that prove it. Generated from "
+        "`tests/conformance.toml` and the tests by `ci/gen_docs.py`.",
+    ]
+    for title, rows in promises():
+        out += ["", f"## {title}", "", "| # | promise | tests |", "|---|---|---|"]
+        out += [f"| {n} | {text} | {'<br>'.join(t.replace('|', ' ') for t in tested.get(n, []))} |" for n, text in rows.items()]
+    return "\n".join(out) + "\n"
+
+
+PAGES = {"docs/configuration.md": configuration, "docs/reasons.md": reasons, "docs/conformance.md": conformance}
 
 
 def main() -> int:

@@ -408,9 +408,27 @@ cdef void client_event(Worker *w, Conn *c) noexcept nogil:
         upstream_read(w, x)
 
 
+cdef void body_look(Worker *w, Exchange *x) noexcept nogil:
+    """Does the request body come, and fast enough? While the upstream holds it back the client is not to blame."""
+    cdef uint64_t elapsed = w.now_ms - x.body_since_ms
+    if x.up.output.bytes:
+        x.body_since_ms = x.body_mark_ms = w.now_ms
+        x.body_base = x.body_seen
+    elif x.body_seen == x.body_mark and w.now_ms - x.body_mark_ms >= x.route.body_idle_ms:
+        exchange_fail(w, x, R_BODY_TIMEOUT, True)
+        return
+    elif x.route.body_min_rate and elapsed >= x.plan.head.body_rate_grace_ms and (x.body_seen - x.body_base) * 1000 < elapsed * x.route.body_min_rate:
+        exchange_fail(w, x, R_BODY_TOO_SLOW, True)
+        return
+    if x.body_seen != x.body_mark:
+        x.body_mark = x.body_seen
+        x.body_mark_ms = w.now_ms
+    x.body_look_ms = body_due(w, x)
+    conn_arm(w, x.client, x.body_look_ms)
+
+
 cdef void client_timeout(Worker *w, Conn *c) noexcept nogil:
     cdef Exchange *x = <Exchange *>c.exchange
-    cdef uint64_t elapsed
     if x == NULL:
         if c.state == C_HEAD:
             head_refuse(w, c, R_HEADER_TIMEOUT)
@@ -430,17 +448,8 @@ cdef void client_timeout(Worker *w, Conn *c) noexcept nogil:
     elif c.output.bytes:
         x.reason = R_CLIENT_WRITE_TIMEOUT
         client_end(w, c, True)
-    elif x.request_body == REQ_STREAM and (x.phase == X_SENT or x.phase == X_ANSWERING) and x.up.output.bytes == 0:
-        elapsed = w.now_ms - x.body_since_ms
-        if x.body_seen == x.body_mark and w.now_ms - x.body_mark_ms >= x.route.body_idle_ms:
-            exchange_fail(w, x, R_BODY_TIMEOUT, True)
-        elif x.route.body_min_rate and elapsed > x.plan.head.body_rate_grace_ms and x.body_seen * 1000 < elapsed * x.route.body_min_rate:
-            exchange_fail(w, x, R_BODY_TOO_SLOW, True)
-        else:
-            if x.body_seen != x.body_mark or x.body_mark_ms == 0:
-                x.body_mark = x.body_seen
-                x.body_mark_ms = w.now_ms
-            conn_arm(w, c, body_due(w, x))
+    elif x.request_body == REQ_STREAM and (x.phase == X_SENT or x.phase == X_ANSWERING):
+        body_look(w, x)
     else:
         conn_arm(w, c, w.now_ms + NEVER_MS)
 

@@ -42,6 +42,7 @@ cdef struct Head:
     uint8_t wants_upgrade    # Connection: upgrade was said
     uint8_t has_date
     uint8_t has_key          # Idempotency-Key
+    uint8_t has_authorization
     uint8_t absolute         # target in absolute-form
     uint16_t status
     uint16_t status_line     # response: bytes of the status line with its CRLF

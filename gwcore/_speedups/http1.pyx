@@ -183,7 +183,7 @@ cdef int fields_check(Head *h) noexcept nogil:
     cdef Field *f
     cdef int rc, bad_te = 0
     cdef bint close = False, keep = False
-    h.chunked = h.has_length = h.expects_continue = h.te_trailers = h.wants_upgrade = h.has_date = h.has_key = 0
+    h.chunked = h.has_length = h.expects_continue = h.te_trailers = h.wants_upgrade = h.has_date = h.has_key = h.has_authorization = 0
     h.length = h.max_forwards = -1
     h.host_field = h.upgrade_field = h.id_field = h.xff_field = -1
     for i in range(h.n):
@@ -223,6 +223,10 @@ cdef int fields_check(Head *h) noexcept nogil:
             h.xff_field = i
         elif f.id == F_DATE:
             h.has_date = 1
+        elif f.id == F_AUTHORIZATION:        # who reads the first and who the last would disagree about who asks
+            if h.has_authorization:
+                return R_BAD_HEADER
+            h.has_authorization = 1
         elif f.id == F_MAX_FORWARDS and h.kind == LLHTTP_REQUEST:
             if f.value_len == 0 or f.value_len > 9 or not all_bytes(h.base + f.value, f.value_len, B_DIGIT):
                 return R_BAD_HEADER

@@ -184,7 +184,10 @@ cdef void request_pump(Worker *w, Exchange *x) noexcept nogil:
         if x.phase == X_SENT:
             conn_arm(w, x.up, w.now_ms + (x.upstream.write_ms if x.up.output.bytes else x.route.response_ms))
     if x.request_body == REQ_STREAM and c.output.bytes == 0:
-        conn_arm(w, c, body_due(w, x))
+        if x.body_look_ms == 0:
+            x.body_look_ms = body_due(w, x)
+            x.body_mark_ms = w.now_ms
+        conn_arm(w, c, x.body_look_ms)
     elif x.request_body == REQ_DONE and x.phase <= X_SENT:
         conn_arm(w, c, w.now_ms + NEVER_MS)
 

@@ -64,6 +64,8 @@ cdef struct Exchange:
     uint64_t allowed         # methods that the path would have taken
     uint64_t body_mark       # body_seen when the timer looked last
     uint64_t body_mark_ms
+    uint64_t body_look_ms    # when the timer looks next: bytes that come do not put it off
+    uint64_t body_base       # body_seen at body_since_ms, from where the rate is measured
     uint32_t queue_us
     uint32_t connecting_us
     uint16_t status
