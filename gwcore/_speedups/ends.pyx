@@ -28,7 +28,7 @@ from gwcore.pool cimport CLOSE_ABORTED, CLOSE_ERROR, CLOSE_TUNNEL
 # from FREE, QUEUED, CONNECTING, SENT, ANSWERING, FLUSHING, DISCARDING, TUNNEL: the legal next phases
 cdef uint32_t[8] LEGAL
 LEGAL[:] = [
-    1 << X_QUEUED | 1 << X_CONNECTING | 1 << X_SENT | 1 << X_FLUSHING,
+    1 << X_QUEUED | 1 << X_CONNECTING | 1 << X_SENT | 1 << X_FLUSHING | 1 << X_FREE,     # FREE: the client left before its own answer
     1 << X_CONNECTING | 1 << X_SENT | 1 << X_FLUSHING | 1 << X_FREE,
     1 << X_CONNECTING | 1 << X_SENT | 1 << X_QUEUED | 1 << X_FLUSHING | 1 << X_FREE,
     1 << X_ANSWERING | 1 << X_CONNECTING | 1 << X_SENT | 1 << X_QUEUED | 1 << X_FLUSHING | 1 << X_TUNNEL | 1 << X_FREE,

@@ -123,14 +123,17 @@ cdef void sent(Worker *w, Exchange *x) noexcept nogil:
 
 
 cdef void write_failed(Worker *w, Exchange *x) noexcept nogil:
-    """The upstream does not take the request any more. It may have answered before: read what is there."""
+    """The upstream does not take the request any more. It may have answered before: read what is there, and wait for no more."""
+    cdef Conn *u = x.up
     if x.request_body == REQ_STREAM:
         x.request_body = REQ_DISCARD
     x.upstream_keep = 0
-    x.up.broken = 0
-    x.up.readable = 1
-    x.up.ended = 1
+    u.broken = 0
+    u.readable = 1
+    u.ended = 1
     upstream_read(w, x)
+    if x.item.live and x.up == u and not u.readable and (x.phase == X_SENT or x.phase == X_ANSWERING):
+        upstream_ended(w, x, False)
 
 
 cdef size_t body_room(const Exchange *x, const Conn *to) noexcept nogil:

@@ -1,0 +1,148 @@
+"""Every system call of the data plane fails once, at its first, second, … call, in each of the ways it can, under a set of exchanges.
+
+Run by test_faults.py with the shim loaded before libc. After each fault every exchange must have had a whole answer or an end, and
+everything that was taken must have been given back. Prints one line for each combination that broke this.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import socket
+import sys
+import threading
+import traceback
+
+from tests.support import Conversation, Upstream, get, ok, plane, read_reply
+
+CALLS = {"recv": 1, "send": 2, "sendmsg": 3, "connect": 4, "accept4": 5, "socket": 6, "epoll_ctl": 7, "splice": 8, "pipe2": 9}
+SHORT = -1
+TRANSFER = {"short": SHORT, "EAGAIN": errno.EAGAIN, "EINTR": errno.EINTR, "ECONNRESET": errno.ECONNRESET}
+FAULTS = {
+    "recv": {**TRANSFER, "ENOMEM": errno.ENOMEM},
+    "send": {**TRANSFER, "EPIPE": errno.EPIPE},
+    "sendmsg": {**TRANSFER, "ENOBUFS": errno.ENOBUFS},
+    "connect": {"ECONNREFUSED": errno.ECONNREFUSED, "EADDRNOTAVAIL": errno.EADDRNOTAVAIL, "ENETUNREACH": errno.ENETUNREACH},
+    "accept4": {"EMFILE": errno.EMFILE, "ECONNABORTED": errno.ECONNABORTED, "ENOMEM": errno.ENOMEM},
+    "socket": {"EMFILE": errno.EMFILE, "ENOBUFS": errno.ENOBUFS},
+    "epoll_ctl": {"ENOMEM": errno.ENOMEM, "ENOSPC": errno.ENOSPC},
+    "splice": {"EAGAIN": errno.EAGAIN, "ECONNRESET": errno.ECONNRESET, "EINVAL": errno.EINVAL},
+    "pipe2": {"EMFILE": errno.EMFILE, "ENFILE": errno.ENFILE},
+}
+BIG = bytes(range(256)) * 1200  # 300 KiB
+
+
+def upstream(c: Conversation) -> None:
+    while True:
+        head, body = c.request()
+        if b"/big" in head:
+            c.send(ok(BIG))
+        elif b"/chunked" in head:
+            c.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n")
+        elif b"/ws" in head:
+            c.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+            while data := c.s.recv(65536):
+                c.send(data)
+            return
+        else:
+            c.send(ok(b"%d" % len(body)))
+
+
+def reply(s: socket.socket, want: bytes, buffer: bytes = b"") -> bytes:
+    """A good answer with this body, or an error of the gateway; what else comes is wrong."""
+    r = read_reply(s, buffer=buffer)
+    if r.status == 200:
+        assert r.body == want, f"body {r.body[:40]!r}… of {len(r.body)} bytes"
+    else:
+        assert r.status in (400, 408, 502, 503, 504), r.line
+    return r.rest
+
+
+def exchanges(connect) -> None:
+    """The set. An end of the connection is a fair end of an exchange; a wrong body or a hang is not."""
+    plays = [
+        lambda s: (s.sendall(get("/x")), reply(s, b"0"), s.sendall(get("/x")), reply(s, b"0")),
+        lambda s: (s.sendall(get("/own")), reply(s, b"own")),
+        lambda s: (s.sendall(get("/x") + get("/own")), reply(s, b"own", reply(s, b"0"))),
+        lambda s: (s.sendall(get("/big")), reply(s, BIG)),
+        lambda s: (s.sendall(get("/chunked")), reply(s, b"hello")),
+        lambda s: (post(s, b"Content-Length: %d\r\n\r\n" % len(BIG) + BIG), reply(s, b"%d" % len(BIG))),
+        lambda s: (
+            post(s, b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % len(BIG) + BIG + b"\r\n0\r\n\r\n"),
+            reply(s, b"%d" % len(BIG)),
+        ),
+        tunnel,
+    ]
+    for play in plays:
+        try:
+            with connect() as s:
+                play(s)
+        except (EOFError, ConnectionError):
+            pass
+
+
+def post(s: socket.socket, rest: bytes) -> None:
+    """Send in the background: the gateway may answer early and stop reading."""
+
+    def run() -> None:
+        try:
+            s.sendall(b"POST /x HTTP/1.1\r\nHost: a\r\n" + rest)
+        except OSError:
+            pass
+
+    threading.Thread(target=run, daemon=True).start()
+
+
+def tunnel(s: socket.socket) -> None:
+    s.sendall(get("/ws", Connection="upgrade", Upgrade="websocket"))
+    r = read_reply(s)
+    if r.status != 101:
+        return
+    s.sendall(b"ping")
+    out = r.rest
+    while len(out) < 4:
+        data = s.recv(100)
+        if not data:
+            return
+        out += data
+    assert out == b"ping"
+
+
+def main() -> int:
+    shim = ctypes.CDLL(None)
+    up = Upstream(upstream)
+    text = (
+        f"upstreams: {{be: {{endpoints: ['{up.address}']}}}}\n"
+        "routes: [{match: {path: /own}, respond: {body: own}}, {upstream: be}]\ntimeouts: {linger: 200ms}\n"
+    )
+    failures = tried = 0
+    with plane(text) as p:
+        thread = p.call(threading.get_native_id)
+        exchanges(p.connect)
+        for name in sys.argv[1:] or list(FAULTS):
+            call = CALLS[name]
+            shim.fault_arm(0, 0, 0, thread)
+            exchanges(p.connect)
+            p.at_rest()
+            most = shim.fault_calls(call)
+            for fault, number in FAULTS[name].items():
+                for at in range(1, most + 1):
+                    tried += 1
+                    shim.fault_arm(call, number, at, thread)
+                    try:
+                        exchanges(p.connect)
+                        shim.fault_arm(0, 0, 0, thread)
+                        p.at_rest()
+                    except (AssertionError, TimeoutError) as why:
+                        shim.fault_arm(0, 0, 0, thread)
+                        failures += 1
+                        print(f"{name} {fault} at call {at} of {most}: {''.join(traceback.format_exception(why))}", flush=True)
+                        if failures > 5:
+                            os._exit(1)
+    print(f"{tried} faults, {failures} failures")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
