@@ -37,6 +37,7 @@ LEVELS = {
     "upstream": 5,
     "trailers": 5,
     "origin": 5,
+    "splice": 5,
     "proxyproto": 5,
     "story": 6,
     "forward": 7,

@@ -79,6 +79,12 @@ cdef struct OutList:         # what one write sends; lives in the worker, emptie
     ByteQueue spill          # what came after the slices or the text ran out, copied
     char text[4096]
 
+cdef struct Pipe:
+    int out
+    int into
+    size_t bytes             # 0 = not open
+    bint busy
+
 cdef struct Worker:          # one per process; the context of everything
     int ep
     int timer_fd
@@ -119,6 +125,8 @@ cdef struct Worker:          # one per process; the context of everything
     OutList out
     char *scratch
     char flat[2048]
+    Pipe pipes[16]           # see splice.pyx
+    int pipes_max
     char path[8448]          # a normalised or rewritten path
     char host[272]           # a normalised host
 

@@ -17,6 +17,7 @@ from gwcore._speedups.http1 cimport M_HEAD
 from gwcore._speedups.reasons cimport R_BAD_PROXY_HEADER, R_CLIENT_CLOSED, R_CONNECTION_LIMIT
 from gwcore._speedups.shm cimport RouteCell
 from gwcore._speedups.slab cimport slab_give
+from gwcore._speedups.splice cimport pipe_give
 from gwcore._speedups.story cimport (
     REQ_DISCARD, REQ_DONE, REQ_STREAM, X_ANSWERING, X_CONNECTING, X_DISCARDING, X_FLUSHING, X_FREE, X_QUEUED, X_SENT, X_TUNNEL,
     Exchange,
@@ -83,6 +84,8 @@ cdef void exchange_end(Worker *w, Exchange *x) noexcept nogil:
         log_exchange(w, x)
     if x.replay.bytes:
         queue_clear(&w.bufs, &x.replay)
+    pipe_give(w, &x.pipe, x.piped)
+    x.piped = 0
     buf_give(&w.bufs, x.note)
     buf_give(&w.bufs, x.request_trailers)
     buf_give(&w.bufs, x.response_trailers)

@@ -404,7 +404,7 @@ cdef void client_event(Worker *w, Conn *c) noexcept nogil:
     if c.ended and x.request_body == REQ_DONE and x.keep_alive and not x.http10 and x.phase != X_FLUSHING:
         client_left(w, x)                    # FIN means gone, unless the client said that this was its last request
         return
-    if x.up != NULL and x.up.readable:
+    if x.up != NULL and (x.up.readable or x.piped):
         upstream_read(w, x)
 
 
@@ -445,7 +445,7 @@ cdef void client_timeout(Worker *w, Conn *c) noexcept nogil:
     elif x.phase == X_TUNNEL:
         x.reason = R_TUNNEL_IDLE
         client_end(w, c, False)
-    elif c.output.bytes:
+    elif c.output.bytes or x.piped:
         x.reason = R_CLIENT_WRITE_TIMEOUT
         client_end(w, c, True)
     elif x.request_body == REQ_STREAM and (x.phase == X_SENT or x.phase == X_ANSWERING):
@@ -506,7 +506,7 @@ cdef void upstream_timeout(Worker *w, Conn *c) noexcept nogil:
             conn_arm(w, c, w.now_ms + x.route.response_ms)
         else:
             exchange_fail(w, x, R_RESPONSE_TIMEOUT, False)
-    elif x.client.output.bytes:              # we hold it back ourselves
+    elif x.client.output.bytes or x.piped:   # we hold it back ourselves
         conn_arm(w, c, w.now_ms + x.route.idle_ms)
     else:
         exchange_fail(w, x, R_RESPONSE_IDLE, True)

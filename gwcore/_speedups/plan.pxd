@@ -173,6 +173,7 @@ cdef struct PlanHead:
     uint32_t log_flush_ms
     uint32_t client_write_ms
     uint64_t buffers_total
+    uint64_t splice_bytes    # bodies with so much left move by splice; 0 = none
 
 cdef inline const char *plan_text(const PlanHead *p, Str s) noexcept nogil:
     return <const char *>p + s.off

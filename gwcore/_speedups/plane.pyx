@@ -18,6 +18,7 @@ from gwcore._speedups.regex cimport Regex, regex_compile, regex_free
 from gwcore._speedups.ring cimport ring_close, ring_open, ring_swap_fd
 from gwcore._speedups.shm cimport Segment, segment_lane
 from gwcore._speedups.slab cimport Slab, slab_at, slab_close, slab_init
+from gwcore._speedups.splice cimport pipes_close
 from gwcore._speedups.story cimport X_TUNNEL, Exchange
 from gwcore._speedups.sys cimport MAP_FAILED, MAP_SHARED, PROT_READ, mmap, munmap
 from gwcore._speedups.types cimport link_drop, size_t
@@ -61,6 +62,7 @@ cdef class Plane:
         slab_init(&w.exchanges, sizeof(Exchange))
         bufs_init(&w.bufs, 0)
         w.out.bufs = &w.bufs
+        w.pipes_max = max(1, min(16, 32 // self.segment.workers))        # 32 MiB of pipes over all workers
         if not reactor_open(&self.r):
             raise OSError("cannot create the epoll and timer descriptors; raise the descriptor limit")
         self.prepared = {}
@@ -364,6 +366,7 @@ cdef class Plane:
             gone = self.gone
             self.gone = gone.next_gone
             endpoint_free(gone)
+        pipes_close(w)
         slab_close(&w.clients)
         slab_close(&w.upstreams)
         slab_close(&w.exchanges)

@@ -13,13 +13,14 @@ from gwcore._speedups.conn cimport (
 from gwcore._speedups.forward cimport forward_interim, forward_response
 from gwcore._speedups.head cimport Head, HeadLimits, head_feed, head_init
 from gwcore._speedups.histogram cimport histogram_cell
-from gwcore._speedups.http1 cimport BODY_CHUNKED, BODY_CLOSE, M_HEAD, response_body, response_check
+from gwcore._speedups.http1 cimport BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, M_HEAD, response_body, response_check
 from gwcore._speedups.proxyproto cimport proxy_write
 from gwcore._speedups.reasons cimport (
     RETRY_ANY, R_BAD_RESPONSE, R_BUFFER_LIMIT, R_CLIENT_CLOSED, R_CONNECT_TIMEOUT, R_HEADERS_TOO_LARGE, R_QUEUE_FULL,
     R_RESPONSE_HEADERS_TOO_LARGE, R_RESPONSE_TRUNCATED, R_TOO_MANY_HEADERS, R_UPGRADE_FAILED, R_UPSTREAM_RESET,
     reason_row,
 )
+from gwcore._speedups.splice cimport Moved, conn_dry, pipe_give, pipe_take, splice_move
 from gwcore._speedups.story cimport REQ_DISCARD, REQ_DONE, REQ_STREAM, X_ANSWERING, X_CONNECTING, X_QUEUED, X_SENT, Exchange
 from gwcore._speedups.tunnel cimport tunnel_agreed, tunnel_begin
 from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK
@@ -211,8 +212,11 @@ cdef void upstream_read(Worker *w, Exchange *x) noexcept nogil:
     cdef const char *at
     cdef size_t size, before
     cdef int rc, reads = 0
-    while x.item.live and x.up != NULL and x.up.readable and (x.phase == X_SENT or x.phase == X_ANSWERING):
+    while x.item.live and x.up != NULL and (x.up.readable or x.piped) and (x.phase == X_SENT or x.phase == X_ANSWERING):
         u = x.up
+        if x.pipe:
+            response_splice(w, x, u)
+            return
         if x.client.output.bytes > x.route.buffer_low:
             return                                   # back-pressure: the client's flush calls us again
         reads += 1
@@ -357,6 +361,38 @@ cdef void response_body_on(Worker *w, Exchange *x, Conn *u, const char *at, size
     conn_arm(w, u, w.now_ms + x.route.idle_ms)
     if sent_rc == RC_AGAIN:
         conn_arm(w, x.client, w.now_ms + client_write_ms(x))
+    elif x.response_kind == BODY_LENGTH and x.plan.head.splice_bytes and x.response_left >= x.plan.head.splice_bytes:
+        pipe_take(w, &x.pipe)                        # when there is none it goes on by copying
+
+
+cdef void response_splice(Worker *w, Exchange *x, Conn *u) noexcept nogil:
+    """The rest of a large body of known length, from socket to socket."""
+    cdef Conn *c = x.client
+    cdef Moved moved
+    cdef int rc = splice_move(w, x.pipe, u, c, x.response_left, x.piped, &moved)
+    x.response_left -= moved.taken
+    x.piped += moved.taken - moved.given
+    x.bytes_out += moved.given
+    if rc == RC_FAIL:
+        if c.broken:
+            client_left(w, x)
+        else:
+            upstream_ended(w, x, False)
+        return
+    if x.response_left == 0 and x.piped == 0:
+        pipe_give(w, &x.pipe, 0)
+        conn_arm(w, c, w.now_ms + NEVER_MS)
+        response_done(w, x, RC_OK, conn_dry(u))
+        return
+    if moved.ended:
+        upstream_ended(w, x, True)
+        return
+    if moved.taken:
+        conn_arm(w, u, w.now_ms + x.route.idle_ms)
+    if x.piped and (moved.given or not c.timer.due_ms or c.timer.due_ms > w.now_ms + client_write_ms(x)):
+        conn_arm(w, c, w.now_ms + client_write_ms(x))
+    if rc == RC_AGAIN:
+        conn_again(w, c)
 
 
 cdef void response_done(Worker *w, Exchange *x, int sent_rc, bint clean) noexcept nogil:

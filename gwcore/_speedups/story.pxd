@@ -59,7 +59,9 @@ cdef struct Exchange:
     uint64_t body_limit      # bytes; 0 = none
     uint64_t body_seen       # bytes of the request body, framing not counted
     uint64_t request_left    # of a body with a length
-    uint64_t response_left
+    uint64_t response_left   # not taken from the upstream yet
+    size_t piped             # bytes of the answer that stand in the pipe
+    uint32_t pipe            # number + 1; 0 = the answer is copied
     uint64_t discarded
     uint64_t allowed         # methods that the path would have taken
     uint64_t body_mark       # body_seen when the timer looked last

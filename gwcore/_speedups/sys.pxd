@@ -33,7 +33,7 @@ cdef extern from "<netinet/in.h>" nogil:
     cdef struct sockaddr_storage:
         uint16_t ss_family
     enum: AF_INET, AF_INET6, AF_UNIX, SOCK_STREAM, SOCK_NONBLOCK, SOCK_CLOEXEC, SOL_SOCKET, SO_ERROR, SO_LINGER, IPPROTO_TCP, SHUT_WR, SHUT_RDWR
-    enum: MSG_NOSIGNAL, MSG_DONTWAIT, MSG_MORE, SO_KEEPALIVE
+    enum: MSG_NOSIGNAL, MSG_DONTWAIT, MSG_MORE, MSG_PEEK, SO_KEEPALIVE
     uint16_t ntohs(uint16_t n)
     uint16_t htons(uint16_t n)
 
@@ -66,9 +66,12 @@ cdef extern from "<unistd.h>" nogil:
     ssize_t read(int fd, void *buf, size_t size)
     ssize_t write(int fd, const void *buf, size_t size)
     int getpid()
+    int pipe2(int *fds, int flags)
 
 cdef extern from "<fcntl.h>" nogil:
-    enum: F_DUPFD_CLOEXEC
+    enum: F_DUPFD_CLOEXEC, F_SETPIPE_SZ, O_NONBLOCK, O_CLOEXEC
+    unsigned int SPLICE_F_MOVE, SPLICE_F_NONBLOCK
+    ssize_t splice(int source, off_t *source_off, int to, off_t *to_off, size_t size, unsigned int flags)
     int fcntl(int fd, int cmd, ...)
 
 cdef extern from "<sys/epoll.h>" nogil:

@@ -376,6 +376,7 @@ class _Compiler:
                 "log_flush_ms": max(1, _ms(c.access_log.flush)),
                 "client_write_ms": _ms(t.client_write),
                 "buffers_total": total,
+                "splice_bytes": c.buffers.splice,
             }
         )
 

@@ -140,6 +140,9 @@ class Buffers(Model):
     """Reading goes on below this."""
     replay: Size = 64 << 10
     """Bytes of a request kept so that it can be sent again."""
+    splice: Size = 64 << 10
+    """An answer of known length with so much left moves by splice(2), through pipes of 1 MiB, 32 of them over all workers; `off` = always
+    copy."""
     total: Size | Literal["auto"] = "auto"
     """Per worker; auto = 25 % of the memory limit over the workers. Beyond: 503 `buffer_limit`."""
 

@@ -142,5 +142,21 @@ ssize_t sendmsg(int fd, const struct msghdr *msg, int flags)
 REFUSING(CONNECT, int, connect, (int fd, const struct sockaddr *to, socklen_t size), (fd, to, size))
 REFUSING(ACCEPT, int, accept4, (int fd, struct sockaddr *from, socklen_t *size, int flags), (fd, from, size, flags))
 REFUSING(SOCKET, int, socket, (int domain, int kind, int protocol), (domain, kind, protocol))
-REFUSING(SPLICE, ssize_t, splice, (int in, off64_t *a, int out, off64_t *b, size_t n, unsigned flags), (in, a, out, b, n, flags))
 REFUSING(PIPE, int, pipe2, (int fds[2], int flags), (fds, flags))
+
+ssize_t splice(int in, off64_t *in_off, int out, off64_t *out_off, size_t size, unsigned flags)
+{
+    static ssize_t (*real)(int, off64_t *, int, off64_t *, size_t, unsigned);
+    if (!real)
+        real = REAL(splice);
+    int fault = strikes(SPLICE);
+    if (fault == SHORT || fault > 0) {
+        ssize_t n = fault == SHORT ? real(in, in_off, out, out_off, 1, flags) : -1;
+        again(in);
+        again(out);
+        if (fault > 0)
+            errno = fault;
+        return n;
+    }
+    return real(in, in_off, out, out_off, size, flags);
+}

@@ -6,6 +6,7 @@ everything that was taken must have been given back. Prints one line for each co
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -27,7 +28,7 @@ FAULTS = {
     "accept4": {"EMFILE": errno.EMFILE, "ECONNABORTED": errno.ECONNABORTED, "ENOMEM": errno.ENOMEM},
     "socket": {"EMFILE": errno.EMFILE, "ENOBUFS": errno.ENOBUFS},
     "epoll_ctl": {"ENOMEM": errno.ENOMEM, "ENOSPC": errno.ENOSPC},
-    "splice": {"EAGAIN": errno.EAGAIN, "ECONNRESET": errno.ECONNRESET, "EINVAL": errno.EINVAL},
+    "splice": {**TRANSFER, "EINVAL": errno.EINVAL},
     "pipe2": {"EMFILE": errno.EMFILE, "ENFILE": errno.ENFILE},
 }
 BIG = bytes(range(256)) * 1200  # 300 KiB
@@ -75,21 +76,16 @@ def exchanges(connect) -> None:
         tunnel,
     ]
     for play in plays:
-        try:
-            with connect() as s:
-                play(s)
-        except (EOFError, ConnectionError):
-            pass
+        with contextlib.suppress(EOFError, ConnectionError), connect() as s:
+            play(s)
 
 
 def post(s: socket.socket, rest: bytes) -> None:
     """Send in the background: the gateway may answer early and stop reading."""
 
     def run() -> None:
-        try:
+        with contextlib.suppress(OSError):
             s.sendall(b"POST /x HTTP/1.1\r\nHost: a\r\n" + rest)
-        except OSError:
-            pass
 
     threading.Thread(target=run, daemon=True).start()
 
