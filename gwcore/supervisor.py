@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from gwcore import upgrade, zygote
 from gwcore.control import Channel
 from gwcore.crew import PING_S, Crew, Plan, say
+from gwcore.discovery import Discovery, names
 
 if TYPE_CHECKING:
     from gwcore.admin.server import Admin
@@ -68,6 +69,7 @@ class Supervisor:
         self.listeners = Listeners(workers)
         self.admin_sockets = Listeners(1)
         self.crew = Crew(self, spawner, self.segment, self.listeners)
+        self.discovery = Discovery(lambda: self.start_task(self.use_addresses()), say)
         self.admin: Admin | None = None
         self.versions = 0
         self.started = time.time()
@@ -104,11 +106,13 @@ class Supervisor:
             (signal.SIGUSR2, lambda: self.start_task(self.upgrade())),
         ):
             self.loop.add_signal_handler(s, action)
+        await self.discovery.learn(names(self.config))
         signal.pthread_sigmask(signal.SIG_SETMASK, ())  # an upgrade blocks them on its way here
         self.crew.start(self.compile(self.config), [x.address for x in self.config.listeners], self.drain_times(), log_fd)
         self.loop.call_later(WATCH_S, self.watch)
         self.loop.call_later(PING_S, self.ping)
         status = await self.done
+        self.discovery.stop()
         if self.admin:
             await self.admin.stop()
         return status
@@ -140,7 +144,7 @@ class Supervisor:
         """Compile config into a sealed memfd of the next version."""
         from gwcore.config.compile import compile_plan
 
-        blob = compile_plan(config, self.segment, self.config_path)
+        blob = compile_plan(config, self.segment, self.config_path, self.discovery.addresses)
         fd = os.memfd_create("gwcore-plan", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         view = memoryview(blob)
         while view:
@@ -220,6 +224,7 @@ class Supervisor:
             try:
                 loaded = await self.loop.run_in_executor(None, load_file, self.config_path)
                 config = loaded.config
+                await self.discovery.learn(names(config))
                 if self.state != "serving":
                     return refused(f"the gateway is {self.state}; it reloads only while it serves")
                 fresh, fresh_admin = self.open_sockets(config)
@@ -255,6 +260,7 @@ class Supervisor:
     def commit(self, loaded: Loaded, plan: Plan, log_fd: int | None) -> None:
         """The point of no return: every worker is ready for the plan, and every new socket listens."""
         before, self.loaded = self.config, loaded
+        self.discovery.forget_all_but(names(self.config))
         addresses = [x.address for x in self.config.listeners]
         self.listeners.close(self.listeners.sockets.keys() - set(addresses))
         self.crew.commit(plan, addresses, self.drain_times())
@@ -262,6 +268,19 @@ class Supervisor:
             self.crew.use_log(log_fd)
         if before.admin.address != self.config.admin.address:
             self.start_task(self.move_admin(before.admin.address))
+
+    async def use_addresses(self) -> None:
+        """Names have other addresses: a plan of the same configuration with them. Endpoints that stay keep their connections."""
+        async with self.reloading:
+            if self.state != "serving":
+                return
+            plan = self.compile(self.config)
+            errors = await self.crew.prepare(plan)
+            if errors:
+                os.close(plan.fd)
+                say("cannot use new addresses: " + "; ".join(errors))
+                return
+            self.crew.commit(plan, [x.address for x in self.config.listeners], self.drain_times())
 
     async def move_admin(self, old: str) -> None:
         if self.admin:

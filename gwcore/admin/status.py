@@ -38,6 +38,7 @@ def build(s: Supervisor) -> dict[str, Any]:
         "last_reload": s.last_reload,
         "workers": workers,
         "workers_draining": len(s.crew.elders),
+        "names": s.discovery.status(),
         "reasons": snapshot["reasons"],
         "routes": snapshot["routes"],
         "upstreams": snapshot["upstreams"],

@@ -7,6 +7,7 @@ import ipaddress
 import os
 import socket
 import struct
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +16,9 @@ from gwcore._speedups.plan import PlanBuilder, host_hash, key_hash
 from gwcore.config.base import split_address
 from gwcore.config.routes import Route, Target
 from gwcore.config.schema import Config
+from gwcore.config.upstreams import Endpoint
+
+Addresses = Callable[[str], Sequence[str]]  # of a host name
 
 METHOD_BIT = {name: 1 << i for i, name in enumerate(METHOD_NAMES)}
 EXACT, PREFIX, REGEX = 0, 1, 2
@@ -97,28 +101,41 @@ def _ms(seconds: float) -> int:
     return min(int(seconds * 1000 + 0.5), 0xFFFFFFFF)
 
 
-def _sockaddr(address: str) -> tuple[bytes, bytes]:
-    """(struct sockaddr, unix path) of an endpoint; both empty when its name does not resolve."""
-    host, port = split_address(address)
-    if not port:
-        return b"", host.encode()
+def system_addresses(host: str) -> Sequence[str]:
+    """What the system's resolver says, IPv4 before IPv6; nothing when it fails. For plans that no supervisor makes."""
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError:
-        return b"", b""
-    found.sort(key=lambda a: a[0] != socket.AF_INET)
-    family, _, _, _, where = found[0]
-    if family == socket.AF_INET:
-        return struct.pack("=H", family) + struct.pack("!H", port) + socket.inet_aton(str(where[0])) + bytes(8), b""
-    scope = where[3] if len(where) == 4 else 0
-    return struct.pack("=H", family) + struct.pack("!HI", port, 0) + socket.inet_pton(family, str(where[0])) + struct.pack(
-        "=I", int(scope)
-    ), b""
+        return ()
+    family = min((f[0] for f in found), key=lambda f: f != socket.AF_INET)
+    return sorted({str(f[4][0]) for f in found if f[0] == family})
+
+
+def _sockaddr(ip: str, port: int) -> bytes:
+    """struct sockaddr_in or sockaddr_in6 of an address."""
+    ip, _, scope = ip.partition("%")
+    if ":" not in ip:
+        return struct.pack("=H", socket.AF_INET) + struct.pack("!H", port) + socket.inet_aton(ip) + bytes(8)
+    index = 0 if not scope else int(scope) if scope.isdigit() else socket.if_nametoindex(scope)
+    return (
+        struct.pack("=H", socket.AF_INET6)
+        + struct.pack("!HI", port, 0)
+        + socket.inet_pton(socket.AF_INET6, ip)
+        + struct.pack("=I", index)
+    )
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 class _Compiler:
-    def __init__(self, config: Config, slots: Slots, config_path: str):
-        self.config, self.slots, self.b = config, slots, PlanBuilder()
+    def __init__(self, config: Config, slots: Slots, config_path: str, addresses: Addresses):
+        self.config, self.slots, self.b, self.addresses = config, slots, PlanBuilder(), addresses
         self.upstream_index = {name: i for i, name in enumerate(config.upstreams)}
         self.via = via_name(config, config_path)
 
@@ -139,23 +156,34 @@ class _Compiler:
             ],
         )
 
+    def endpoint(self, upstream: str, e: Endpoint) -> list[dict[str, Any]]:
+        """The endpoints of one entry: as many as its name has addresses, or one that cannot be reached when it has none."""
+        host, port = split_address(e.address)
+        places: list[tuple[str, bytes, str]]  # name, sockaddr, path of a unix socket
+        if not port:
+            places = [(e.address, b"", host)]
+        elif _is_address(host):
+            places = [(e.address, _sockaddr(host, port), "")]
+        else:
+            places = [(f"{e.address} ({ip})", _sockaddr(ip, port), "") for ip in self.addresses(host)] or [(e.address, b"", "")]
+        return [
+            {
+                "name": self.text(name),
+                "sockaddr_bytes": raw,
+                "path": self.text(path),
+                "sockaddr_len": len(raw),
+                "weight": e.weight,
+                # by place, not by address: addresses come and go, and slots are few
+                "slot": self.slots.slot("endpoint", f"{upstream}|{e.address}" + (f"|{i}" if i else "")),
+            }
+            for i, (name, raw, path) in enumerate(places)
+        ]
+
     def upstreams(self) -> Any:
         rows = []
         workers = worker_count(self.config)
         for name, u in self.config.upstreams.items():
-            endpoints = []
-            for e in u.endpoints:
-                raw, path = _sockaddr(e.address)
-                endpoints.append(
-                    {
-                        "name": self.text(e.address),
-                        "sockaddr_bytes": raw,
-                        "path": self.text(path),
-                        "sockaddr_len": len(raw),
-                        "weight": e.weight,
-                        "slot": self.slots.slot("endpoint", f"{name}|{e.address}"),
-                    }
-                )
+            endpoints = [row for e in u.endpoints for row in self.endpoint(name, e)]
             rows.append(
                 {
                     "name": self.text(name),
@@ -395,6 +423,8 @@ def _open_table(rows: list[dict[str, Any]], empty: dict[str, Any]) -> list[dict[
     return table
 
 
-def compile_plan(config: Config, segment: Slots | None = None, config_path: str = "") -> bytes:
-    """The plan of a configuration. `segment` gives the slots of routes, upstreams and endpoints; names of endpoints are resolved here."""
-    return _Compiler(config, segment or _Counting(), config_path).blob()
+def compile_plan(
+    config: Config, segment: Slots | None = None, config_path: str = "", addresses: Addresses = system_addresses
+) -> bytes:
+    """The plan of a configuration. `segment` gives the slots of routes, upstreams and endpoints, `addresses` those of a host name."""
+    return _Compiler(config, segment or _Counting(), config_path, addresses).blob()

@@ -42,7 +42,7 @@ def gateway():
         crew = SimpleNamespace(slots=[Slot(0, pid=11), Slot(1, pid=12)], plan=Plan(1, -1), elders=[])
         return Gateway(
             loaded=load_text(CONFIG % token), config=load_text(CONFIG % token).config, config_path="/etc/gw.yaml", segment=segment,
-            crew=crew, state="serving", started=1.0, upgrades=0, reloads={"ok": 0, "refused": 0}, last_reload={}, reloaded=0, good=True,
+            crew=crew, discovery=SimpleNamespace(status=dict), state="serving", started=1.0, upgrades=0, reloads={"ok": 0, "refused": 0}, last_reload={}, reloaded=0, good=True,
         )  # fmt: skip
 
     return make
