@@ -98,6 +98,7 @@ cdef struct UpstreamSpec:
     uint32_t stale_retry
     uint32_t connect_retries
     uint32_t proxy_protocol  # version of the PROXY header that new connections begin with; 0 = none
+    uint32_t slow_start_ms
     uint32_t template_       # pool.granularity: template
     Str principal            # lower case name of the field whose value is part of the template
 

@@ -17,6 +17,7 @@ cdef struct Endpoint:
     uint32_t in_flight       # exchanges of this worker
     double spread            # smooth weighted round robin: current weight
     double ewma_ms
+    uint64_t since_ms        # when it joined others; 0 = it was there from the beginning
     bint gone                # not in the current plan any more; freed when its pool is empty
     Endpoint *next_gone
 
@@ -37,6 +38,7 @@ cdef struct Upstream:
     uint32_t write_ms
     uint32_t stale_retry
     uint32_t proxy_protocol
+    uint32_t slow_start_ms
     uint32_t connect_retries
     uint32_t weight_sum
     uint32_t next_robin

@@ -28,16 +28,25 @@ cdef bint endpoint_has_room(const Endpoint *e) noexcept nogil:
     return pool_open(&e.pool) < e.pool.max_connections
 
 
-cdef Endpoint *pick_round_robin(Upstream *u, const Endpoint *avoid) noexcept nogil:
+cdef uint32_t weight_of(const Upstream *u, const Endpoint *e, uint64_t now_ms) noexcept nogil:
+    """In thousandths. An endpoint that came while others served begins with a tenth of its weight and has all of it after slow_start."""
+    cdef uint64_t age = now_ms - e.since_ms
+    if e.since_ms == 0 or age >= u.slow_start_ms:
+        return e.weight * 1000
+    return e.weight * <uint32_t>(100 + 900 * age // u.slow_start_ms)
+
+
+cdef Endpoint *pick_round_robin(Upstream *u, const Endpoint *avoid, uint64_t now_ms) noexcept nogil:
     cdef Endpoint *best = NULL
     cdef Endpoint *e
-    cdef uint32_t i, total = 0
+    cdef uint32_t i, weight, total = 0
     for i in range(u.n):
         e = u.endpoints[i]
         if e == avoid or not endpoint_has_room(e):
             continue
-        e.spread += e.weight
-        total += e.weight
+        weight = weight_of(u, e, now_ms)
+        e.spread += weight
+        total += weight
         if best == NULL or e.spread > best.spread:
             best = e
     if best != NULL:
@@ -49,11 +58,11 @@ cdef Endpoint *pick_weighted(Worker *w, Upstream *u, const Endpoint *avoid, cons
     """One with room, drawn by weight."""
     cdef Endpoint *e
     cdef uint64_t total = 0, at
-    cdef uint32_t i
+    cdef uint32_t i, weight
     for i in range(u.n):
         e = u.endpoints[i]
         if e != avoid and e != other and endpoint_has_room(e):
-            total += e.weight
+            total += weight_of(u, e, w.now_ms)
     if total == 0:
         return NULL
     at = (random_next(w) >> 11) % total
@@ -61,14 +70,15 @@ cdef Endpoint *pick_weighted(Worker *w, Upstream *u, const Endpoint *avoid, cons
         e = u.endpoints[i]
         if e == avoid or e == other or not endpoint_has_room(e):
             continue
-        if at < e.weight:
+        weight = weight_of(u, e, w.now_ms)
+        if at < weight:
             return e
-        at -= e.weight
+        at -= weight
     return NULL
 
 
-cdef double load_of(const Upstream *u, const Endpoint *e) noexcept nogil:
-    cdef double load = <double>(e.in_flight + 1) / e.weight
+cdef double load_of(const Upstream *u, const Endpoint *e, uint64_t now_ms) noexcept nogil:
+    cdef double load = <double>(e.in_flight + 1) / weight_of(u, e, now_ms)
     return load * (e.ewma_ms + 0.1) if u.balance == BALANCE_EWMA else load
 
 
@@ -111,7 +121,7 @@ cdef Endpoint *balance_pick(Worker *w, Upstream *u, uint64_t hash, const Endpoin
     if u.n == 1:
         return u.endpoints[0] if endpoint_has_room(u.endpoints[0]) else NULL
     if u.balance == BALANCE_ROUND_ROBIN:
-        a = pick_round_robin(u, avoid)
+        a = pick_round_robin(u, avoid, now_ms)
     elif u.balance == BALANCE_HASH:
         a = pick_hash(u, hash, avoid)
     elif u.balance == BALANCE_RANDOM:
@@ -119,7 +129,7 @@ cdef Endpoint *balance_pick(Worker *w, Upstream *u, uint64_t hash, const Endpoin
     else:
         a = pick_weighted(w, u, avoid, NULL)
         b = pick_weighted(w, u, avoid, a) if a != NULL else NULL
-        if b != NULL and load_of(u, b) < load_of(u, a):
+        if b != NULL and load_of(u, b, now_ms) < load_of(u, a, now_ms):
             a = b
     if a == NULL and avoid != NULL:
         return balance_pick(w, u, hash, NULL, now_ms)
@@ -190,6 +200,7 @@ cdef bint upstream_update(Worker *w, Upstream *u, const PlanHead *p, const Upstr
                 return False
             pool_init(&e.pool)
             e.upstream = u
+            e.since_ms = w.now_ms if u.n else 0       # an upstream that is all new has nobody to spare the newcomer
             e.name_len = n
             memcpy(e.name, plan_text(p, s.name), n)
     for k in range(u.n):
@@ -221,6 +232,7 @@ cdef bint upstream_update(Worker *w, Upstream *u, const PlanHead *p, const Upstr
     u.write_ms = spec.write_ms
     u.stale_retry = spec.stale_retry
     u.proxy_protocol = spec.proxy_protocol
+    u.slow_start_ms = spec.slow_start_ms
     u.connect_retries = spec.connect_retries
     u.gone = False
     return True

@@ -206,6 +206,7 @@ class _Compiler:
                     "response_ms": _ms(u.timeouts.response),
                     "body_idle_ms": _ms(u.timeouts.idle),
                     "proxy_protocol": {"off": 0, "v1": 1, "v2": 2}[u.proxy_protocol],
+                    "slow_start_ms": _ms(u.slow_start),
                     "template_": int(u.pool.granularity == "template"),
                     "principal": self.text(u.pool.principal.lower()),
                     "stale_retry": int("stale" in u.retry.on),

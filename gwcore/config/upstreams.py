@@ -90,6 +90,8 @@ class Upstream(Model):
     """How an endpoint is chosen; least_request and ewma compare two drawn at random."""
     hash: Hash = Hash()
     """For `balance: hash`."""
+    slow_start: Duration = 10.0
+    """An endpoint that joins others gets a tenth of its weight at first, all of it after this time; `off` = at once. Not for `hash`."""
     pool: Pool = Pool()
     """Connections to each endpoint."""
     timeouts: UpstreamTimeouts = UpstreamTimeouts()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 
@@ -103,6 +104,19 @@ def test_drawn_by_weight(upstream, balance):
     with plane(pool(upstream, f"balance: {balance}", (1, 1, 0))) as p:
         got = spread(p, 200)
         assert set(got) == {"0", "1"} and min(got.values()) > 40
+
+
+@pytest.mark.parametrize("balance", ["least_request", "random", "round_robin"])
+@pytest.mark.parametrize(("slow_start", "least", "most"), [("1h", 0, 30), ("off", 35, 100)])
+def test_an_endpoint_that_joins_others_starts_slowly(upstream, balance, slow_start, least, most):
+    text = pool(upstream, f"balance: {balance}, slow_start: {slow_start}", (1, 1, 1))
+    two = re.sub(r", \{address: [^}]*\}\]", "]", text)
+    assert two != text
+    with plane(two) as p:
+        assert set(spread(p, 30)) == {"0", "1"}  # these two were there from the beginning
+        p.reload(text)
+        got = spread(p, 200)
+        assert least <= got.get("2", 0) <= most, got
 
 
 def test_ewma_prefers_the_quick(upstream):
