@@ -1,4 +1,4 @@
-"""Micro benchmarks with pyperf: router, timer wheel, breaker, chunk decoder. `bench/micro/run.py --fast` for a quick look.
+"""Micro benchmarks with pyperf: parser, router, timer wheel, breaker, chunk decoder. `bench/micro/run.py --fast` for a quick look.
 
 The router's promise is a ratio, printed at the end: 10,000 routes cost at most 1.5 times what 10 do.
 """
@@ -10,6 +10,7 @@ import time
 
 import pyperf
 from gwcore._speedups.chunked import ChunkedProbe
+from gwcore._speedups.http1 import RequestProbe
 from gwcore._speedups.router import RouterProbe
 from gwcore._speedups.timer import WheelProbe
 
@@ -35,6 +36,14 @@ def main() -> None:
     a = runner.bench_time_func("router, 10 routes", find, small, b"/service-7/v1/items/12345")
     b = runner.bench_time_func("router, 10000 routes", find, large, b"/service-7777/v1/items/12345")
 
+    head = b"GET /items/7?x=1 HTTP/1.1\r\nHost: example.com\r\nUser-Agent: bench\r\nAccept: application/json, text/plain, */*\r\nAccept-Language: en\r\n\r\n"
+
+    def parse(loops: int) -> float:
+        started = time.perf_counter()
+        RequestProbe().repeat(head, loops)
+        return time.perf_counter() - started
+
+    runner.bench_time_func("request head of 130 bytes, parsed and checked", parse)
     wheel = WheelProbe(1000, 0)
 
     def timers() -> None:

@@ -9,12 +9,13 @@ from gwcore._speedups.fields cimport (
     F_EXPECT, F_HOP_LAST, F_HOST, F_IDEMPOTENCY_KEY, F_MAX_FORWARDS, F_TE, F_TRANSFER_ENCODING, F_UPGRADE, F_VIA, F_X_FORWARDED_FOR,
     F_X_REAL_IP, F_X_REQUEST_ID, LOWER, all_bytes, same_word,
 )
-from gwcore._speedups.head cimport Field, Head, field_end
+from gwcore._speedups.head cimport Field, Head, HeadLimits, field_end, head_feed, head_init
 from gwcore._speedups.llhttp cimport llhttp
 from gwcore._speedups.reasons cimport (
     R_BAD_FRAMING, R_BAD_HEADER, R_BAD_HOST, R_BAD_PATH, R_BAD_REQUEST, R_BAD_RESPONSE, R_EXPECTATION_FAILED,
     R_HTTP_VERSION, R_METHOD_NOT_ALLOWED, R_NOT_IMPLEMENTED,
 )
+from gwcore._speedups.types cimport RC_AGAIN, RC_OK
 
 
 cdef size_t list_next(const char *at, size_t size, size_t *pos, const char **item) noexcept nogil:
@@ -369,3 +370,29 @@ cdef int response_body(const Head *h, bint to_head) noexcept nogil:
     if h.has_length:
         return BODY_LENGTH if h.length else BODY_NONE
     return BODY_CLOSE
+
+
+cdef class RequestProbe:
+    """Parser and checks for tests and the micro benchmark."""
+    cdef Head h
+
+    def judge(self, bytes text):
+        """What becomes of a request head: 'good', 'again' or 'bad'."""
+        cdef int rc = self._once(text, len(text))
+        return "good" if rc == 0 else "again" if rc == RC_AGAIN else "bad"
+
+    def repeat(self, bytes text, int n):
+        """Judge n times without Python in between."""
+        cdef const char *at = text
+        cdef size_t size = len(text)
+        cdef int _i
+        for _i in range(n):
+            self._once(at, size)
+
+    cdef int _once(self, const char *at, size_t size) noexcept nogil:
+        cdef HeadLimits limits
+        cdef int rc
+        limits.url_bytes, limits.head_bytes, limits.fields = 8192, 32768, 100
+        head_init(&self.h, LLHTTP_REQUEST)
+        rc = head_feed(&self.h, at, 0, size, &limits)
+        return request_check(&self.h) if rc == RC_OK else rc

@@ -8,6 +8,7 @@ from urllib.parse import unquote
 import pytest
 from gwcore._speedups.chunked import ChunkedProbe
 from gwcore._speedups.fields import METHOD_NAMES
+from gwcore._speedups.http1 import RequestProbe
 from gwcore._speedups.path import normalise
 from gwcore._speedups.router import RouterProbe
 from gwcore._speedups.shm import Segment, reasons
@@ -243,3 +244,16 @@ def test_segment_slots_follow_identity():
     assert len(reasons()) == len(set(reasons())) > 60
     assert random.Random(1).random() < 1
     assert plan.SIZES["route"] % 8 == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", "good"),
+        (b"GET / HTTP/1.1\r\nHost: a\r\n", "again"),
+        (b"GET / HTTP/1.1\r\n\r\n", "bad"),
+        (b"GET  / HTTP/1.1\r\nHost: a\r\n\r\n", "bad"),
+    ],
+)
+def test_request_heads_without_a_socket(text, verdict):
+    assert RequestProbe().judge(text) == verdict
