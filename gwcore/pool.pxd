@@ -43,6 +43,7 @@ cdef struct PoolCore:
     uint32_t *own_open       # the same of this worker: given back by the supervisor when the worker dies
     uint32_t *wanted         # number + 1 of a worker that waits for a place; 0 = none
     uint32_t worker          # number + 1 of this one
+    uint32_t fair            # its share of max_connections: with no more it gives way to nobody
     uint64_t opens
     uint64_t reuses
     uint64_t closed[11]

@@ -146,10 +146,11 @@ cdef int pool_release(PoolItem *item, uint64_t now_ms) noexcept nogil:
         return CLOSE_EVICTED
     if p.wanted != NULL:
         wanted = gw_atomic_load(p.wanted)
-        if wanted:
+        if wanted == p.worker:
             gw_atomic_store(p.wanted, 0)
-            if wanted != p.worker:           # another worker waits for a place: let it have this one
-                return CLOSE_EVICTED
+        elif wanted and p.own_open[0] > p.fair:      # another worker waits, and we have more than our share: let it have this place
+            gw_atomic_store(p.wanted, 0)
+            return CLOSE_EVICTED
     item.used_ms = now_ms
     pool_move(item, ITEM_IDLE)
     return -1

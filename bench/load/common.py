@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import shutil
@@ -9,7 +11,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 BODY = '{"id":12345,"name":"widget","price":12.5,"tags":["a","b","c"],"stock":true}'
@@ -103,10 +108,13 @@ def wrk(url: str, connections: int, seconds: int, *extra: str, cpu: int | None =
         return float(m[1]) * unit[m[2]] if m else 0.0
 
     n = re.search(r"(\d+) requests in", out)
+    spread = re.search(r"Latency\s+([\d.]+)(us|ms|s|m)\s+([\d.]+)(us|ms|s|m)", out)
     rate = re.search(r"Requests/sec:\s+([\d.]+)", out)
     return {
         "n": int(n[1]) if n else 0,
         "rps": float(rate[1]) if rate else 0.0,
+        "mean": float(spread[1]) * unit[spread[2]] if spread else 0.0,
+        "stdev": float(spread[3]) * unit[spread[4]] if spread else 0.0,
         "p50": ms("50"),
         "p99": ms("99"),
         "errors": " ".join(re.findall(r"Non-2xx.*|Socket errors.*", out)),
@@ -122,13 +130,56 @@ def measure(server: Server, url: str, connections: int, seconds: int, *extra: st
     return result
 
 
-def gwcore(directory: Path, port: int, upstream: str, log: str = "off", workers: int = 1, extra: str = "") -> list[str]:
+POOL = "max_connections: 4096, max_idle: 4096"
+
+
+def gwcore(
+    directory: Path, port: int, upstream: str, log: str = "off", workers: int = 1, extra: str = "", pool: str = POOL
+) -> list[str]:
     """The command of a gateway whose / goes to upstream and whose /proxy answers by itself."""
     file = directory / f"gwcore-{port}.yaml"
     file.write_text(
         f'workers: {workers}\nlisteners: [{{address: "127.0.0.1:{port}"}}]\nadmin: {{address: "127.0.0.1:{free_port()}"}}\naccess_log: {{path: "{log}"}}\n'
-        f'upstreams: {{be: {{endpoints: ["{upstream}"], pool: {{max_connections: 4096, max_idle: 4096}}}}}}\n'
+        f'upstreams: {{be: {{endpoints: ["{upstream}"], pool: {{{pool}}}}}}}\n'
         "routes:\n  - {match: {path: /proxy}, respond: {status: 200, headers: {X-Gateway: gwcore}, body: OK}}\n  - {upstream: be}\n"
         + extra
     )
     return [sys.executable, "-m", "gwcore", "run", "-c", str(file)]
+
+
+def admin_of(command: list[str]) -> str:
+    """The admin address of a `gwcore` command."""
+    return Path(command[-1]).read_text().split('admin: {address: "')[1].split('"')[0]
+
+
+def status(command: list[str]) -> dict:
+    """/status of a gateway that runs with that command."""
+    with urllib.request.urlopen(f"http://{admin_of(command)}/status", timeout=10) as r:
+        return json.load(r)
+
+
+class Watch:
+    """Looks at a figure twice a second until it is stopped; keeps the highest."""
+
+    def __init__(self, look: Callable[[], float]):
+        self.peak, self.stopped = 0.0, threading.Event()
+        self.thread = threading.Thread(target=self._run, args=(look,))
+        self.thread.start()
+
+    def _run(self, look: Callable[[], float]) -> None:
+        while not self.stopped.wait(0.5):
+            self.peak = max(self.peak, look())
+
+    def stop(self) -> float:
+        self.stopped.set()
+        self.thread.join()
+        return self.peak
+
+
+def descriptors(pid: int) -> int:
+    """Open descriptors of a process tree."""
+    n = 0
+    for p in tree(pid):
+        with contextlib.suppress(OSError):
+            n += len(os.listdir(f"/proc/{p}/fd"))
+    return n

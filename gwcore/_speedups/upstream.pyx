@@ -159,6 +159,7 @@ cdef void endpoint_update(Worker *w, Endpoint *e, const PlanHead *p, const Upstr
     e.pool.shared_open = &w.segment.endpoints[spec.slot].open
     e.pool.own_open = &w.lane.endpoint_open[spec.slot]
     e.pool.worker = w.number + 1
+    e.pool.fair = u.max_connections // w.segment.workers
     e.pool.wanted = &w.segment.endpoints[spec.slot].wanted
     e.gone = False
 
