@@ -116,7 +116,10 @@ cdef int attempt_take(Worker *w, Exchange *x) noexcept nogil:
     x.endpoint = e
     e.in_flight += 1
     if verdict == POOL_CONNECT:
-        return open_connection(w, x, e)
+        verdict = open_connection(w, x, e)
+        if x.up == NULL:                             # not even a socket: nothing that a release would give back
+            e.in_flight -= 1
+        return verdict
     c = <Conn *>conn_at(w, item.owner)
     conn_move(w, c, C_READY)
     c.exchange = x

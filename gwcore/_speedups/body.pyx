@@ -22,6 +22,13 @@ cdef bint over_limit(const Exchange *x) noexcept nogil:
 
 
 cdef int body_request(Worker *w, Exchange *x, const char *at, size_t size, OutList *o, size_t *used) noexcept nogil:
+    """As request_part, and counts what was taken."""
+    cdef int rc = request_part(w, x, at, size, o, used)
+    x.bytes_in += used[0]
+    return rc
+
+
+cdef int request_part(Worker *w, Exchange *x, const char *at, size_t size, OutList *o, size_t *used) noexcept nogil:
     """Add what of at[:size] belongs to the request body to o. RC_AGAIN: more is to come. RC_DONE: the body ended at used[0].
     RC_FAIL: x.reason. Bytes behind the body are not touched."""
     cdef const char *data
@@ -57,7 +64,7 @@ cdef int body_request(Worker *w, Exchange *x, const char *at, size_t size, OutLi
             return RC_AGAIN
         elif rc == RC_DONE:
             if o != NULL:
-                trailers_out(o, x.request_trailers)
+                trailers_out(o, x.request_trailers, x.plan.head, x.route.request_edits)
             x.request_body = REQ_DONE
             return RC_DONE
         else:
@@ -118,4 +125,4 @@ cdef int body_response(Worker *w, Exchange *x, const char *at, size_t size, OutL
 
 cdef void body_end_response(Exchange *x, OutList *o) noexcept nogil:
     if x.chunk_out:
-        trailers_out(o, x.response_trailers)
+        trailers_out(o, x.response_trailers, x.plan.head, x.route.response_edits)

@@ -70,10 +70,10 @@ cdef uint64_t hash_of(Worker *w, const Exchange *x, const Head *h, const Upstrea
     return hash_bytes(7, <const char *>x.origin.address, 16)
 
 
-cdef uint64_t template_key(const Exchange *x, const Head *h, const UpstreamSpec *spec) noexcept nogil:
+cdef uint64_t template_key(Worker *w, const Exchange *x, const Head *h, const UpstreamSpec *spec) noexcept nogil:
     """Whose connections this request may travel on: the PROXY header's source, and all lines of the principal header."""
     cdef const char *name = plan_text(x.plan.head, spec.principal)
-    cdef uint64_t key = HASH_START
+    cdef uint64_t key = HASH_START ^ w.segment.seed      # secret: nobody must find a value with another's key
     cdef uint32_t i
     if spec.proxy_protocol:
         key = hash_bytes(key, <const char *>x.client.peer, 16)

@@ -61,6 +61,7 @@ cdef struct Conn:
     uint8_t writable         # the last write was not short
     uint8_t ended            # 1: the kernel announced FIN, bytes may wait before it; 2: read up to it
     uint8_t broken           # reset, or a write failed
+    uint8_t cut              # an error was seen: an end that follows is not clean
     uint8_t family           # 4, 6 or 0 (unix)
     uint8_t shut             # our side of a tunnel is closed
     uint8_t proxy_due        # its PROXY header has not come yet
@@ -74,6 +75,7 @@ cdef struct OutList:         # what one write sends; lives in the worker, emptie
     iovec iov[64]
     int n
     uint32_t text_used
+    bint failed              # memory was out: something is missing, nothing may be sent
     size_t bytes
     BufPool *bufs
     ByteQueue spill          # what came after the slices or the text ran out, copied
@@ -101,6 +103,7 @@ cdef struct Worker:          # one per process; the context of everything
     Slab upstreams
     Slab exchanges
     BufPool bufs
+    uint32_t lingering       # client connections that are refused or answered, and about to close
     Wheel wheel
     Timer tick
     Link lru                 # idle client connections, longest idle last

@@ -36,6 +36,7 @@ cdef bint conn_move(Worker *w, Conn *c, int to) noexcept nogil:
         return False
     if c.state == C_IDLE:
         link_drop(&c.idle.link)
+    w.lingering += (to == C_LINGER) - (c.state == C_LINGER)
     c.state = <uint8_t>to
     return True
 
@@ -54,8 +55,15 @@ cdef void out_reset(OutList *o) noexcept nogil:
     o.n = 0
     o.text_used = 0
     o.bytes = 0
+    o.failed = False
     if o.spill.bytes:
         queue_clear(o.bufs, &o.spill)
+
+
+cdef void out_spill(OutList *o, const char *at, size_t size) noexcept nogil:
+    """Behind the slices, copied. Without memory the list is good for nothing any more: a hole in a message is worse than its end."""
+    if not o.failed and queue_add(o.bufs, &o.spill, at, size) != RC_OK:
+        o.failed = True
 
 
 cdef void out_add(OutList *o, const char *at, size_t size) noexcept nogil:
@@ -64,8 +72,8 @@ cdef void out_add(OutList *o, const char *at, size_t size) noexcept nogil:
     if size == 0:
         return
     o.bytes += size
-    if o.spill.bytes:
-        queue_add(o.bufs, &o.spill, at, size)
+    if o.spill.bytes or o.failed:
+        out_spill(o, at, size)
         return
     if o.n:
         last = &o.iov[o.n - 1]
@@ -73,7 +81,7 @@ cdef void out_add(OutList *o, const char *at, size_t size) noexcept nogil:
             last.iov_len += size
             return
     if o.n == OUT_SLICES:
-        queue_add(o.bufs, &o.spill, at, size)
+        out_spill(o, at, size)
         return
     o.iov[o.n].iov_base = <void *>at
     o.iov[o.n].iov_len = size
@@ -84,7 +92,7 @@ cdef void out_copy(OutList *o, const char *at, size_t size) noexcept nogil:
     """Add bytes that do not live until the write: they are copied to the list's own text."""
     if o.text_used + size > OUT_TEXT:
         if o.spill.bytes == 0 and size:
-            queue_add(o.bufs, &o.spill, at, size)
+            out_spill(o, at, size)
             o.bytes += size
         else:
             out_add(o, at, size)
@@ -110,6 +118,8 @@ cdef int out_store(BufPool *p, const OutList *o, ByteQueue *q) noexcept nogil:
     """Copy all of the list to the end of a queue."""
     cdef int i
     cdef Buf *b
+    if o.failed:
+        return RC_FAIL
     for i in range(o.n):
         if queue_add(p, q, <const char *>o.iov[i].iov_base, o.iov[i].iov_len) != RC_OK:
             return RC_FAIL
@@ -127,7 +137,8 @@ cdef int conn_send(Worker *w, Conn *c, OutList *o) noexcept nogil:
     cdef ssize_t n
     cdef size_t size
     cdef int i, rc
-    if c.broken:
+    if c.broken or o.failed:
+        c.broken = 1
         out_reset(o)
         return RC_FAIL
     if o.bytes == 0:
@@ -240,7 +251,7 @@ cdef int conn_read(Worker *w, Conn *c, size_t most, const char **at, size_t *siz
                 c.input = b = big
         into = buf_room(b)
         room = buf_space(b)
-    elif c.exchange == NULL:
+    elif c.side == CONN_CLIENT:
         room = BUF_LONG - BUF_HEAD               # what comes behind a head may have to wait, in one buffer
     if room > most:
         room = most

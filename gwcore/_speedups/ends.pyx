@@ -196,7 +196,6 @@ cdef void discard(Worker *w, Exchange *x) noexcept nogil:
                 return
         else:
             return
-        x.bytes_in += size if c.input == NULL else 0
         rc = body_skip(w, x, at, size, &used)
         conn_rest(w, c, at + used, size - used)
         if rc == RC_DONE:
@@ -291,7 +290,7 @@ cdef void client_left(Worker *w, Exchange *x) noexcept nogil:
     x.reason = R_CLIENT_CLOSED
     if x.phase < X_ANSWERING:
         x.status = 499
-    client_end(w, x.client, False)
+    client_end(w, x.client, x.phase == X_ANSWERING or x.phase == X_FLUSHING)     # whoever still reads must not take a part for the whole
 
 
 def edges() -> dict[str, list[str]]:

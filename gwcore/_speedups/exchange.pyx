@@ -11,7 +11,7 @@ from gwcore._speedups.attempt cimport (
     attempt_connected, attempt_leave_queue, attempt_next_waiter, attempt_release, attempt_take, pooled_close,
 )
 from gwcore._speedups.body cimport body_request
-from gwcore._speedups.buffer cimport buf_bytes, queue_clear
+from gwcore._speedups.buffer cimport buf_bytes, buf_give, queue_clear
 from gwcore._speedups.choose cimport hash_of, head_has, rewrite, target_pick, template_key, upgrade_asked
 from gwcore._speedups.chunked cimport chunked_init
 from gwcore._speedups.cllhttp cimport LLHTTP_REQUEST
@@ -50,7 +50,7 @@ from gwcore._speedups.ends cimport (
     exchange_end, exchange_fail, head_refuse, linger_read, proxy_refuse,
 )
 from gwcore._speedups.relay cimport (
-    dispatch, dispatched, request_pump, send_replay, sent, upstream_read, write_failed, attempt_again, body_due,
+    dispatch, dispatched, replay_keep, request_pump, send_replay, sent, upstream_read, write_failed, attempt_again, body_due,
 )
 
 # ---- request heads ------------------------------------------------------------------------------------------------
@@ -208,7 +208,7 @@ cdef void exchange_begin(Worker *w, Conn *c, const char *at, size_t size) noexce
     if x == NULL:
         head_refuse(w, c, R_BUFFER_LIMIT)
         return
-    x.bytes_in = size
+    x.bytes_in = h.size
     path, path_len = h.base + h.path, h.path_len
     if h.base[h.path] != c'*' and path_kind(path, path_len) != PATH_PLAIN:
         path_len = path_normalise(path, path_len, w.path)
@@ -297,7 +297,7 @@ cdef void begin_proxy(Worker *w, Exchange *x, const char *at, size_t size, const
     x.upstream = <Upstream *>x.plan.upstreams[x.hash_target]
     x.hash = hash_of(w, x, h, plan_upstream(p, x.hash_target))
     if plan_upstream(p, x.hash_target).template_:
-        x.pool_key = template_key(x, h, plan_upstream(p, x.hash_target))
+        x.pool_key = template_key(w, x, h, plan_upstream(p, x.hash_target))
     if r.rewrites:
         rc = rewrite(w, r, p, &path, &path_len)
         if rc:
@@ -320,15 +320,15 @@ cdef void begin_proxy(Worker *w, Exchange *x, const char *at, size_t size, const
                 conn_rest(w, x.client, at + size, 0)
                 exchange_fail(w, x, x.reason, True)
                 return
-        if x.idempotent and w.out.bytes <= r.replay_bytes:
-            out_store(&w.bufs, &w.out, &x.replay)
-        else:
-            x.replay_lost = 1
+        x.replay_lost = not x.idempotent
+        replay_keep(w, x)
         rc = conn_send(w, x.up, &w.out)
         if rc == RC_FAIL:                    # closed while idle; nothing was sent, so any request may go elsewhere
             queue_clear(&w.bufs, &x.replay)
             x.request_left, x.request_body, x.body_seen = before.request_left, before.request_body, before.body_seen
-            x.request_chunks = before.request_chunks
+            x.request_chunks, x.bytes_in = before.request_chunks, before.bytes_in
+            buf_give(&w.bufs, x.request_trailers)
+            x.request_trailers = NULL
             x.replay_lost = 0
             x.attempts = 0
             attempt_release(w, x, False, CLOSE_STALE)
@@ -466,6 +466,8 @@ cdef void upstream_event(Worker *w, Conn *c) noexcept nogil:
         rc = attempt_connected(w, x)
         if rc == RC_OK:
             send_replay(w, x)
+            if x.item.live and x.up == c and c.readable:     # it spoke, or ended, in the same moment: no other event will tell
+                upstream_read(w, x)
         elif rc == RC_FAIL and attempt_again(w, x, x.reason):
             dispatch(w, x)
         return
@@ -476,12 +478,15 @@ cdef void upstream_event(Worker *w, Conn *c) noexcept nogil:
         if conn_flush(w, c) == RC_FAIL:
             write_failed(w, x)
             return
+        if x.phase == X_SENT:
+            conn_arm(w, c, w.now_ms + (x.upstream.write_ms if c.output.bytes else x.route.response_ms))
         if c.output.bytes <= x.route.buffer_low and x.request_body == REQ_STREAM:
             request_pump(w, x)
             if not x.item.live or x.up != c:
                 return
     if c.broken:
         c.broken = 0
+        c.cut = 1
         c.readable = 1                       # bytes that came before the error are still to be read
         c.ended = 1
     if c.readable:

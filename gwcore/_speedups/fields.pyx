@@ -130,7 +130,7 @@ cdef int field_id(const char *name, size_t size) noexcept nogil:
     for i in range(row, row + ROWS[first]):
         if NAME_SIZE[i] == size and same_word(name, size, NAMES[i].text, size):
             return NAMES[i].id
-    return F_OTHER
+    return F_CONTENT if size > 8 and first == c'c' and same_word(name, 8, b"content-", 8) else F_OTHER
 
 
 METHOD_NAMES = ("DELETE GET HEAD POST PUT CONNECT OPTIONS TRACE COPY LOCK MKCOL MOVE PROPFIND PROPPATCH SEARCH UNLOCK BIND REBIND UNBIND ACL "

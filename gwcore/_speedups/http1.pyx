@@ -99,7 +99,7 @@ cdef void trim(const Head *h, Field *f) noexcept nogil:
 
 cdef bint never_named(int field) noexcept nogil:
     """Fields that `Connection` cannot take away, since we or the upstream rely on them."""
-    return field == F_HOST or F_AUTHORIZATION <= field <= F_IDEMPOTENCY_KEY or F_X_FORWARDED_FOR <= field <= F_X_REAL_IP \
+    return field == F_HOST or field == F_DATE or F_AUTHORIZATION <= field <= F_IDEMPOTENCY_KEY or F_X_FORWARDED_FOR <= field <= F_X_REAL_IP \
         or field == F_VIA or field == F_X_REQUEST_ID or field == F_CONTENT_LENGTH or field == F_TRANSFER_ENCODING
 
 

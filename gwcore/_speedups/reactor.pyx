@@ -212,7 +212,10 @@ cdef bint accept_some(Reactor *r, Listener *l) noexcept nogil:
         conn_move(w, c, C_IDLE)
         peer_set(c, &from_)
         c.trusted = plan_trusts(w.plan.head, c.peer)
-        if w.lane.worker.connections > w.connection_limit and not shed_idle(w):
+        if not conn_register(w, c):
+            client_end(w, c, False)
+            continue
+        if w.lane.worker.connections - w.lingering > w.connection_limit and not shed_idle(w):
             head_refuse(w, c, R_CONNECTION_LIMIT)
             continue
         if l.proxy_protocol:
@@ -221,9 +224,6 @@ cdef bint accept_some(Reactor *r, Listener *l) noexcept nogil:
                 continue
             c.proxy_due = 1
         elif not client_admit(w, c):
-            continue
-        if not conn_register(w, c):
-            client_end(w, c, False)
             continue
         link_push(&w.lru, &c.idle.link)
         conn_arm(w, c, w.now_ms + w.plan.head.header_ms)

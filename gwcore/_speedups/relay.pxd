@@ -8,6 +8,7 @@ cdef void dispatched(Worker *w, Exchange *x, int rc) noexcept nogil
 cdef bint attempt_again(Worker *w, Exchange *x, int reason) noexcept nogil
 cdef void send_replay(Worker *w, Exchange *x) noexcept nogil
 cdef void sent(Worker *w, Exchange *x) noexcept nogil
+cdef void replay_keep(Worker *w, Exchange *x) noexcept nogil
 cdef void write_failed(Worker *w, Exchange *x) noexcept nogil
 cdef void request_pump(Worker *w, Exchange *x) noexcept nogil
 cdef uint64_t body_due(Worker *w, const Exchange *x) noexcept nogil

@@ -16,7 +16,7 @@ from gwcore._speedups.histogram cimport histogram_cell
 from gwcore._speedups.http1 cimport BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, M_HEAD, response_body, response_check
 from gwcore._speedups.proxyproto cimport proxy_write
 from gwcore._speedups.reasons cimport (
-    RETRY_ANY, R_BAD_RESPONSE, R_BUFFER_LIMIT, R_CLIENT_CLOSED, R_CONNECT_TIMEOUT, R_HEADERS_TOO_LARGE, R_QUEUE_FULL,
+    RETRY_ANY, R_BAD_RESPONSE, R_BUFFER_LIMIT, R_CONNECT_TIMEOUT, R_DNS_FAILED, R_HEADERS_TOO_LARGE, R_NO_ENDPOINT, R_QUEUE_FULL,
     R_RESPONSE_HEADERS_TOO_LARGE, R_RESPONSE_TRUNCATED, R_TOO_MANY_HEADERS, R_UPGRADE_FAILED, R_UPSTREAM_RESET,
     reason_row,
 )
@@ -55,6 +55,9 @@ cdef void dispatched(Worker *w, Exchange *x, int rc) noexcept nogil:
                 conn_arm(w, x.client, x.waiter.deadline_ms)
             else:
                 exchange_fail(w, x, R_QUEUE_FULL, False)
+            return
+        if x.reason == R_DNS_FAILED or x.reason == R_NO_ENDPOINT:     # nobody to try: no attempt was made, so none is made again
+            exchange_fail(w, x, x.reason, False)
             return
         if not attempt_again(w, x, x.reason):
             return
@@ -130,11 +133,21 @@ cdef void write_failed(Worker *w, Exchange *x) noexcept nogil:
         x.request_body = REQ_DISCARD
     x.upstream_keep = 0
     u.broken = 0
+    u.cut = 1
     u.readable = 1
     u.ended = 1
     upstream_read(w, x)
     if x.item.live and x.up == u and not u.readable and (x.phase == X_SENT or x.phase == X_ANSWERING):
         upstream_ended(w, x, False)
+
+
+cdef void replay_keep(Worker *w, Exchange *x) noexcept nogil:
+    """Copy what is about to be sent, so that it can be sent again: all of the request so far, or nothing."""
+    if x.replay_lost:
+        return
+    if x.replay.bytes + w.out.bytes > x.route.replay_bytes or out_store(&w.bufs, &w.out, &x.replay) != RC_OK:
+        queue_clear(&w.bufs, &x.replay)
+        x.replay_lost = 1
 
 
 cdef size_t body_room(const Exchange *x, const Conn *to) noexcept nogil:
@@ -160,11 +173,8 @@ cdef void request_pump(Worker *w, Exchange *x) noexcept nogil:
             if rc == RC_AGAIN:
                 break
             if rc != RC_OK:                          # the client left in the middle of its body
-                x.reason = R_CLIENT_CLOSED
-                x.status = 499
-                client_end(w, c, False)
+                client_left(w, x)
                 return
-            x.bytes_in += size
         else:
             break
         out_reset(&w.out)
@@ -174,12 +184,7 @@ cdef void request_pump(Worker *w, Exchange *x) noexcept nogil:
             conn_rest(w, c, at + size, 0)
             exchange_fail(w, x, x.reason, True)
             return
-        if x.replay.bytes or not x.replay_lost:
-            if x.replay.bytes + w.out.bytes <= x.route.replay_bytes:
-                out_store(&w.bufs, &w.out, &x.replay)
-            else:
-                queue_clear(&w.bufs, &x.replay)
-                x.replay_lost = 1
+        replay_keep(w, x)
         sent_rc = conn_send(w, x.up, &w.out)
         conn_rest(w, c, at + used, size - used)
         if sent_rc == RC_FAIL:
@@ -228,7 +233,7 @@ cdef void upstream_read(Worker *w, Exchange *x) noexcept nogil:
         if rc == RC_AGAIN:
             return
         if rc != RC_OK:
-            upstream_ended(w, x, rc == RC_DONE)
+            upstream_ended(w, x, rc == RC_DONE and not u.cut)
             return
         x.got_bytes = 1
         if x.phase == X_SENT:
@@ -345,6 +350,7 @@ cdef void response_body_on(Worker *w, Exchange *x, Conn *u, const char *at, size
     """Send what w.out holds and what at[:size] gives of the body. at[:size] is all that the upstream connection holds unread."""
     cdef size_t used = 0
     cdef int rc = body_response(w, x, at, size, &w.out, &used), sent_rc
+    cdef bint stalled = x.client.output.bytes != 0
     x.bytes_out += w.out.bytes
     sent_rc = conn_send(w, x.client, &w.out)
     conn_rest(w, u, at + size, 0)
@@ -360,7 +366,8 @@ cdef void response_body_on(Worker *w, Exchange *x, Conn *u, const char *at, size
         return
     conn_arm(w, u, w.now_ms + x.route.idle_ms)
     if sent_rc == RC_AGAIN:
-        conn_arm(w, x.client, w.now_ms + client_write_ms(x))
+        if not stalled:                              # bytes that we add to a stalled client are no progress of its own
+            conn_arm(w, x.client, w.now_ms + client_write_ms(x))
     elif x.response_kind == BODY_LENGTH and x.plan.head.splice_bytes and x.response_left >= x.plan.head.splice_bytes:
         pipe_take(w, &x.pipe)                        # when there is none it goes on by copying
 

@@ -6,6 +6,7 @@ from libc.string cimport memchr, memcpy, strlen
 from gwcore._speedups.buffer cimport BUF_BLOCK, BUF_HEAD, buf_bytes, buf_room, buf_space, buf_take
 from gwcore._speedups.conn cimport out_add, out_copy
 from gwcore._speedups.fields cimport F_OTHER, field_id, same_word
+from gwcore._speedups.plan cimport OP_ADD, HeaderEdit, plan_text
 from gwcore._speedups.types cimport RC_FAIL, RC_OK
 
 # besides the names that the gateway itself reads or sets (fields.pyx): control data, conditions, authentication (RFC 9110 6.5.1)
@@ -42,8 +43,18 @@ cdef bint may_pass(const char *name, size_t size) noexcept nogil:
     return True
 
 
-cdef void trailers_out(OutList *o, Buf *kept) noexcept nogil:
-    """The end of a chunked body: the last chunk, the fields of kept (NULL = none) that may pass, the empty line."""
+cdef bint edited(const PlanHead *p, Array edits, const char *name, size_t size) noexcept nogil:
+    cdef const HeaderEdit *e = <const HeaderEdit *>(<const char *>p + edits.off)
+    cdef unsigned int i
+    for i in range(edits.n):
+        if e[i].op != OP_ADD and same_word(name, size, plan_text(p, e[i].name), e[i].name.len):
+            return True
+    return False
+
+
+cdef void trailers_out(OutList *o, Buf *kept, const PlanHead *p, Array edits) noexcept nogil:
+    """The end of a chunked body: the last chunk, the fields of kept (NULL = none) that may pass and that the route neither sets nor removes,
+    the empty line."""
     cdef const char *at
     cdef const char *end
     cdef const char *colon
@@ -55,6 +66,6 @@ cdef void trailers_out(OutList *o, Buf *kept) noexcept nogil:
             line = at
             at = <const char *>memchr(line, c'\n', end - line) + 1       # the decoder let whole lines through only
             colon = <const char *>memchr(line, c':', at - line)
-            if may_pass(line, colon - line):
+            if may_pass(line, colon - line) and not edited(p, edits, line, colon - line):
                 out_add(o, line, at - line)
     out_copy(o, b"\r\n", 2)
