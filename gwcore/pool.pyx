@@ -94,25 +94,36 @@ cdef PoolItem *idle_with(PoolCore *p, uint64_t key) noexcept nogil:
     return NULL
 
 
+cdef bint pool_has_place(const PoolCore *p) noexcept nogil:
+    """May one connection more be opened? With its fair share of a cap that all workers have in common, a worker leaves the next place to one that
+    waits."""
+    cdef uint32_t wanted
+    if p.max_connections == 0:
+        return True
+    if p.shared_open == NULL:
+        return pool_open(p) < p.max_connections
+    if gw_atomic_load(p.shared_open) >= p.max_connections:
+        return False
+    wanted = gw_atomic_load(p.wanted) if p.wanted != NULL else 0
+    return wanted == 0 or wanted == p.worker or p.own_open[0] < p.fair
+
+
 cdef int pool_acquire(PoolCore *p, PoolItem **out, uint64_t key, uint64_t now_ms) noexcept nogil:
     """POOL_REUSE: out[0] is yours and busy. POOL_CONNECT: open one (pool_opening takes the place). POOL_EVICT: the same, after closing
     out[0], an idle one of another template. POOL_FULL: wait."""
     cdef PoolItem *item = idle_with(p, key)
-    cdef uint32_t total
     if item != NULL:
         pool_move(item, ITEM_BUSY)
         item.requests += 1
         p.reuses += 1
         out[0] = item
         return POOL_REUSE
-    if p.max_connections:
-        total = gw_atomic_load(p.shared_open) if p.shared_open != NULL else pool_open(p)
-        if total >= p.max_connections:
-            if link_empty(&p.idle):
-                return POOL_FULL
-            out[0] = <PoolItem *>p.idle.prev
-            return POOL_EVICT
-    return POOL_CONNECT
+    if pool_has_place(p):
+        return POOL_CONNECT
+    if link_empty(&p.idle):
+        return POOL_FULL
+    out[0] = <PoolItem *>p.idle.prev
+    return POOL_EVICT
 
 
 cdef void pool_opening(PoolCore *p, PoolItem *item, uint32_t owner, uint64_t key, uint64_t now_ms, uint32_t jitter) noexcept nogil:
@@ -126,6 +137,8 @@ cdef void pool_opening(PoolCore *p, PoolItem *item, uint32_t owner, uint64_t key
     if p.shared_open != NULL:
         gw_atomic_add(p.shared_open, 1)
         p.own_open[0] += 1
+        if p.wanted != NULL and gw_atomic_load(p.wanted) == p.worker:
+            gw_atomic_store(p.wanted, 0)             # this is what we waited for
 
 
 cdef void pool_opened(PoolItem *item) noexcept nogil:
@@ -149,7 +162,6 @@ cdef int pool_release(PoolItem *item, uint64_t now_ms) noexcept nogil:
         if wanted == p.worker:
             gw_atomic_store(p.wanted, 0)
         elif wanted and p.own_open[0] > p.fair:      # another worker waits, and we have more than our share: let it have this place
-            gw_atomic_store(p.wanted, 0)
             return CLOSE_EVICTED
     item.used_ms = now_ms
     pool_move(item, ITEM_IDLE)

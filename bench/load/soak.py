@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -11,7 +10,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from bench.load.common import Server, free_port, gwcore, need, tree
+from bench.load.common import Server, admin_of, free_port, gwcore, need, status, tree
 
 
 def pss(pid: int) -> int:
@@ -27,13 +26,17 @@ def pss(pid: int) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument(
+        "--faults", action="store_true", help="kill workers, leave in the middle, answer badly; fail unless all ends at rest"
+    )
     args = parser.parse_args()
     need("wrk")
     with tempfile.TemporaryDirectory() as d:
         upstream, port = free_port(), free_port()
-        backend = Server([sys.executable, "-m", "bench.load.backend", str(upstream)], upstream)
+        kind = ["bench.load.hostile", "upstream", str(upstream)] if args.faults else ["bench.load.backend", str(upstream)]
+        backend = Server([sys.executable, "-m", *kind], upstream)
         command = gwcore(Path(d), port, f"127.0.0.1:{upstream}", workers=2)
-        admin = Path(command[-1]).read_text().split('admin: {address: "')[1].split('"')[0]
+        admin = admin_of(command)
         server = Server(command, port)
         post = Path(d) / "post.lua"
         post.write_text('wrk.method="POST"\nwrk.body=string.rep("x",20000)\n')
@@ -50,18 +53,28 @@ def main() -> None:
                     (16, "/json", ["-s", str(post)]),
                 )
             ]
+            if args.faults:
+                loads.append(subprocess.Popen([sys.executable, "-m", "bench.load.hostile", "clients", str(port)]))
             time.sleep(4)
+            if args.faults:
+                os.kill(random.choice(status(command)["workers"])["pid"], signal.SIGKILL)
             urllib.request.urlopen(urllib.request.Request(f"http://{admin}/reload", method="POST")).read()
-            for load in loads:
+            for load in loads[:3]:
                 load.wait()
-            time.sleep(0.5)
+            for load in loads[3:]:
+                load.terminate()
+                load.wait()
+            time.sleep(3 if args.faults else 0.5)  # lingering connections
             now = pss(server.p.pid)
             if not first and time.monotonic() - begun >= min(60, args.minutes * 30):
                 first = now
-            status = json.load(urllib.request.urlopen(f"http://{admin}/status"))
-            rest = {k: sum(w[k] for w in status["workers"]) for k in ("connections", "exchanges", "illegal_moves", "requests")}
-            print(f"{time.monotonic() - begun:6.0f}s  {now / 1e6:.1f} MB  {rest}  {status['reasons']}", flush=True)
+            found = status(command)
+            rest = {k: sum(w[k] for w in found["workers"]) for k in ("connections", "exchanges", "illegal_moves", "requests")}
+            print(f"{time.monotonic() - begun:6.0f}s  {now / 1e6:.1f} MB  {rest}  {found['reasons']}", flush=True)
         print(f"memory after the first minute {first / 1e6:.1f} MB, at the end {now / 1e6:.1f} MB: {now / max(first, 1):.3f}")
+        restless = {k: n for k, n in rest.items() if k != "requests" and n}
+        if args.faults and (restless or now > first * 1.1):
+            sys.exit(f"soak: not at rest: {restless}, memory {now / first:.3f}")
         server.stop()
         backend.stop()
 

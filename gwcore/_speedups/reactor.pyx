@@ -9,6 +9,7 @@ from gwcore._speedups.conn cimport (
     CONN_CLIENT, CONN_CLOCK, CONN_LISTENER, C_IDLE, Conn, SCRATCH_BYTES, TIMER_CLIENT, TIMER_UPSTREAM, TIMER_WORKER,
     Worker, conn_arm, conn_move, conn_open, conn_register,
 )
+from gwcore._speedups.attempt cimport ask_for_place, idle_at_cap, idle_give_way
 from gwcore._speedups.ends cimport client_admit, client_end, head_refuse, proxy_refuse
 from gwcore._speedups.exchange cimport client_event, client_timeout, queue_serve, upstream_event, upstream_timeout
 from gwcore._speedups.plan cimport plan_trusts
@@ -31,6 +32,7 @@ cdef enum:
     BUDGET_US = 1000
     ACCEPTS = 16             # in one turn, of one listener
     RUNS = 512
+    WAIT_MS = 10             # between looks for a place that another worker gave up
 
 cdef extern from "<time.h>" nogil:
     ctypedef long time_t
@@ -284,8 +286,6 @@ cdef void serve_rest(Reactor *r) noexcept nogil:
         u = <Upstream *>w.serve.next
         link_drop(&u.serve)
         queue_serve(w, u)
-        if u.queue.n:                # still full: other workers may give way, look again soon
-            timer_soon(w)
     wheel_advance(&w.wheel, w.now_ms)
     while True:
         t = wheel_pop(&w.wheel)
@@ -305,15 +305,26 @@ cdef void timer_soon(Worker *w) noexcept nogil:
 
 
 cdef void tick(Reactor *r) noexcept nogil:
-    """Only while something waits: accepting that was paused goes on when a twentieth of the descriptors is free again, connections held
-    back by a full log are looked at again."""
+    """Only while something waits: requests for a place in a pool that other workers fill too, other workers for one of ours; accepting that was
+    paused goes on when a twentieth of the descriptors is free again; connections held back by a full log are looked at again."""
     cdef Worker *w = &r.w
     cdef Link *node
     while not link_empty(&w.held):
         node = w.held.next
         link_drop(node)
         link_append(&w.runnable, node)
-    cdef uint32_t enough = w.fd_limit - w.fd_limit // 20
+    cdef uint32_t i, enough = w.fd_limit - w.fd_limit // 20
+    cdef Upstream *u
+    for i in range(w.plan.head.upstreams.n if w.plan != NULL else 0):
+        u = <Upstream *>w.plan.upstreams[i]
+        idle_give_way(w, u)
+        if u.queue.n:
+            ask_for_place(u)
+            link_drop(&u.serve)
+            link_append(&w.serve, &u.serve)
+            timer_arm(&w.wheel, &w.tick, w.now_ms + WAIT_MS)
+        elif w.tick.due_ms == 0 and idle_at_cap(u):
+            timer_soon(w)
     if w.accept_paused:
         if w.fds < enough:
             listeners_pause(r, False)

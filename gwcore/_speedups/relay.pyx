@@ -25,7 +25,7 @@ from gwcore._speedups.story cimport REQ_DISCARD, REQ_DONE, REQ_STREAM, X_ANSWERI
 from gwcore._speedups.tunnel cimport tunnel_agreed, tunnel_begin
 from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK
 from gwcore.pool cimport CLOSE_ERROR, CLOSE_PEER, CLOSE_STALE, CLOSE_TIMEOUT
-from gwcore._speedups.ends cimport NEVER_MS, answered, client_end, client_left, client_write_ms, exchange_fail, exchange_move
+from gwcore._speedups.ends cimport NEVER_MS, answered, client_left, client_write_ms, exchange_fail, exchange_move
 
 cdef enum:
     READS_A_TURN = 8         # of one connection, before others get their turn

@@ -94,6 +94,8 @@ cdef class Segment:
         for i in range(UPSTREAM_CELLS):
             lane.upstreams[i].waiting = lane.upstreams[i].in_use = lane.upstreams[i].idle = lane.upstreams[i].connecting = 0
         for i in range(ENDPOINT_CELLS):
+            if self.mem.endpoints[i].wanted == <uint32_t>worker + 1:
+                self.mem.endpoints[i].wanted = 0
             if lane.endpoint_open[i]:
                 gw_atomic_add(&self.mem.endpoints[i].open, -<int>lane.endpoint_open[i])
                 lane.endpoint_open[i] = 0

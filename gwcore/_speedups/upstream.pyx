@@ -11,21 +11,16 @@ from gwcore._speedups.conn cimport Worker, random_next
 from gwcore._speedups.plan cimport (
     BALANCE_EWMA, BALANCE_HASH, BALANCE_RANDOM, BALANCE_ROUND_ROBIN, EndpointSpec, PlanHead, UpstreamSpec, hash_bytes, plan_endpoint, plan_text,
 )
-from gwcore._speedups.shm cimport gw_atomic_load
 from gwcore._speedups.sys cimport AF_UNIX
 from gwcore._speedups.types cimport link_init
-from gwcore.pool cimport pool_free, pool_init, pool_open, pool_templates, waiters_init
+from gwcore.pool cimport pool_free, pool_has_place, pool_init, pool_templates, waiters_init
 
 
 cdef bint endpoint_has_room(const Endpoint *e) noexcept nogil:
     """May it take one more request now: an idle connection, or a place for a new one?"""
     if e.weight == 0 or e.sockaddr_len == 0:
         return False
-    if e.pool.n_idle or e.pool.max_connections == 0:
-        return True
-    if e.pool.shared_open != NULL:
-        return gw_atomic_load(e.pool.shared_open) < e.pool.max_connections
-    return pool_open(&e.pool) < e.pool.max_connections
+    return e.pool.n_idle or pool_has_place(&e.pool)
 
 
 cdef uint32_t weight_of(const Upstream *u, const Endpoint *e, uint64_t now_ms) noexcept nogil:
