@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+import random
+import signal
 import subprocess
 import sys
 import tempfile
