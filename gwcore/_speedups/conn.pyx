@@ -137,6 +137,7 @@ cdef int conn_send(Worker *w, Conn *c, OutList *o) noexcept nogil:
     cdef ssize_t n
     cdef size_t size
     cdef int i, rc
+    cdef bint taken
     if c.broken or o.failed:
         c.broken = 1
         out_reset(o)
@@ -158,25 +159,29 @@ cdef int conn_send(Worker *w, Conn *c, OutList *o) noexcept nogil:
         o.iov[0].iov_base = w.flat
         o.iov[0].iov_len = size
         o.n = 1
-    if o.n == 1:
-        n = send(c.fd, o.iov[0].iov_base, o.iov[0].iov_len, MSG_NOSIGNAL)
-    else:
-        memset(&msg, 0, sizeof(msg))
-        msg.msg_iov = o.iov
-        msg.msg_iovlen = o.n
-        n = sendmsg(c.fd, &msg, MSG_NOSIGNAL)
+    while True:
+        if o.n == 1:
+            n = send(c.fd, o.iov[0].iov_base, o.iov[0].iov_len, MSG_NOSIGNAL)
+        else:
+            memset(&msg, 0, sizeof(msg))
+            msg.msg_iov = o.iov
+            msg.msg_iovlen = o.n
+            n = sendmsg(c.fd, &msg, MSG_NOSIGNAL)
+        if n != -1 or errno != EINTR:
+            break
     if n == <ssize_t>o.bytes:
         o.n = 0
         o.text_used = 0
         o.bytes = 0
         return RC_OK
     if n == -1:
-        if errno != EAGAIN and errno != EINTR:
+        if errno != EAGAIN:
             c.broken = 1
             out_reset(o)
             return RC_FAIL
         n = 0
     c.writable = 0
+    taken = n > 0
     for i in range(o.n):                     # the part that was taken does not go to the queue
         if <size_t>n >= o.iov[i].iov_len:
             n -= <ssize_t>o.iov[i].iov_len
@@ -189,6 +194,7 @@ cdef int conn_send(Worker *w, Conn *c, OutList *o) noexcept nogil:
     out_reset(o)
     if rc != RC_OK:
         c.broken = 1
+        c.cut = taken                        # the peer has a part: nobody may say that nothing was sent
         return RC_FAIL
     return RC_AGAIN
 

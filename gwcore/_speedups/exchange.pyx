@@ -32,7 +32,7 @@ from gwcore._speedups.proxyproto cimport ProxyPeer, proxy_parse
 from gwcore._speedups.reasons cimport (
     R_BAD_PATH, R_BODY_TIMEOUT, R_BODY_TOO_LARGE, R_BODY_TOO_SLOW, R_BUFFER_LIMIT, R_CLIENT_CLOSED, R_CLIENT_WRITE_TIMEOUT,
     R_CONNECT_TIMEOUT, R_HEADERS_TOO_LARGE, R_HEADER_TIMEOUT, R_METHOD_NOT_ALLOWED, R_NO_ROUTE, R_QUEUE_TIMEOUT, R_RESPONSE_IDLE,
-    R_RESPONSE_TIMEOUT, R_TUNNEL_IDLE, R_UPSTREAM_WRITE_TIMEOUT, reason_row,
+    R_RESPONSE_TIMEOUT, R_TUNNEL_IDLE, R_UPSTREAM_RESET, R_UPSTREAM_WRITE_TIMEOUT, reason_row,
 )
 from gwcore._speedups.ring cimport ring_room
 from gwcore._speedups.router cimport RouteQuery, router_find
@@ -323,6 +323,10 @@ cdef void begin_proxy(Worker *w, Exchange *x, const char *at, size_t size, const
         x.replay_lost = not x.idempotent
         replay_keep(w, x)
         rc = conn_send(w, x.up, &w.out)
+        if rc == RC_FAIL and x.up.cut:       # a part of it was sent
+            conn_rest(w, x.client, at + size, 0)
+            exchange_fail(w, x, R_UPSTREAM_RESET, True)
+            return
         if rc == RC_FAIL:                    # closed while idle; nothing was sent, so any request may go elsewhere
             queue_clear(&w.bufs, &x.replay)
             x.request_left, x.request_body, x.body_seen = before.request_left, before.request_body, before.body_seen

@@ -99,7 +99,7 @@ cdef void send_replay(Worker *w, Exchange *x) noexcept nogil:
     rc = conn_send(w, x.up, &w.out)
     if used:
         conn_rest(w, c, buf_bytes(c.input) + used, c.input.len - used)
-    if rc == RC_FAIL and x.reused and not used and not x.stale_used:
+    if rc == RC_FAIL and x.reused and not used and not x.stale_used and not x.up.cut:
         x.stale_used = 1
         attempt_release(w, x, False, CLOSE_STALE)
         dispatch(w, x)
