@@ -6,15 +6,13 @@ A name that cannot be resolved keeps its last good addresses. Nothing in here is
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ipaddress
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gwcore.config.base import split_address
+from gwcore.config.base import is_ip, split_address
 
 if TYPE_CHECKING:
     import aiodns
@@ -43,10 +41,7 @@ def names(config: Config) -> set[str]:
     for upstream in config.upstreams.values():
         for endpoint in upstream.endpoints:
             host, port = split_address(endpoint.address)
-            with contextlib.suppress(ValueError):
-                ipaddress.ip_address(host)
-                continue
-            if port:
+            if port and not is_ip(host):
                 found.add(host)
     return found
 
@@ -62,9 +57,9 @@ class Discovery:
         """The last good addresses of a name, none when it never had any."""
         return self.known[host].addresses if host in self.known else ()
 
-    async def learn(self, hosts: Iterable[str], timeout_s: float = FIRST_S) -> None:
+    async def learn(self, config: Config, timeout_s: float = FIRST_S) -> None:
         """Ask for names that are new, and wait for the answers, but not for ever. A name without an answer is asked for again later."""
-        fresh = [h for h in hosts if h not in self.known]
+        fresh = [h for h in names(config) if h not in self.known]
         if not fresh:
             return
         self.known.update((h, Name()) for h in fresh)
@@ -75,16 +70,19 @@ class Discovery:
         for host in fresh:
             self.known[host].task = asyncio.ensure_future(self.refresh(host))
 
-    def forget_all_but(self, hosts: Iterable[str]) -> None:
-        """Ask no more for names that are not in use."""
-        for host in self.known.keys() - set(hosts):
-            name = self.known.pop(host)
-            if name.task:
-                name.task.cancel()
+    def keep(self, config: Config) -> None:
+        """Ask no more for names that this configuration does not have."""
+        self._forget(self.known.keys() - names(config))
 
     def stop(self) -> None:
         """Ask for nothing any more."""
-        self.forget_all_but(())
+        self._forget(set(self.known))
+
+    def _forget(self, hosts: set[str]) -> None:
+        for host in hosts:
+            name = self.known.pop(host)
+            if name.task:
+                name.task.cancel()
 
     async def refresh(self, host: str) -> None:
         """Until cancelled: ask again whenever the TTL is over."""

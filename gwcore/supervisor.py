@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from gwcore import upgrade, zygote
 from gwcore.control import Channel
 from gwcore.crew import PING_S, Crew, Plan, say
-from gwcore.discovery import Discovery, names
 
 if TYPE_CHECKING:
     from gwcore.admin.server import Admin
@@ -62,6 +61,7 @@ class Supervisor:
 
     def __init__(self, loaded: Loaded, config_path: str, spawner: Channel, workers: int, arguments: list[str]):
         from gwcore._speedups.shm import Segment
+        from gwcore.discovery import Discovery
         from gwcore.sockets import Listeners
 
         self.loaded, self.config_path, self.arguments = loaded, config_path, arguments
@@ -89,6 +89,11 @@ class Supervisor:
         """The configuration in use."""
         return self.loaded.config
 
+    @property
+    def addresses(self) -> list[str]:
+        """Where clients connect."""
+        return [x.address for x in self.config.listeners]
+
     # ---- start ----
 
     async def run(self) -> int:
@@ -106,9 +111,9 @@ class Supervisor:
             (signal.SIGUSR2, lambda: self.start_task(self.upgrade())),
         ):
             self.loop.add_signal_handler(s, action)
-        await self.discovery.learn(names(self.config))
+        await self.discovery.learn(self.config)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())  # an upgrade blocks them on its way here
-        self.crew.start(self.compile(self.config), [x.address for x in self.config.listeners], self.drain_times(), log_fd)
+        self.crew.start(self.compile(self.config), self.addresses, self.drain_times(), log_fd)
         self.loop.call_later(WATCH_S, self.watch)
         self.loop.call_later(PING_S, self.ping)
         status = await self.done
@@ -170,7 +175,7 @@ class Supervisor:
         workers = len(self.crew.slots)
         self.state = "serving"
         say(
-            f"serving on {', '.join(x.address for x in self.config.listeners)} with {workers} worker{'s'[: workers > 1]}, admin on {self.config.admin.address}"
+            f"serving on {', '.join(self.addresses)} with {workers} worker{'s'[: workers > 1]}, admin on {self.config.admin.address}"
         )
         notify("READY=1")
         self.crew.relieve()
@@ -224,7 +229,8 @@ class Supervisor:
             try:
                 loaded = await self.loop.run_in_executor(None, load_file, self.config_path)
                 config = loaded.config
-                await self.discovery.learn(names(config))
+                await self.discovery.learn(config)
+                undo.callback(lambda: self.discovery.keep(self.config))
                 if self.state != "serving":
                     return refused(f"the gateway is {self.state}; it reloads only while it serves")
                 fresh, fresh_admin = self.open_sockets(config)
@@ -260,10 +266,9 @@ class Supervisor:
     def commit(self, loaded: Loaded, plan: Plan, log_fd: int | None) -> None:
         """The point of no return: every worker is ready for the plan, and every new socket listens."""
         before, self.loaded = self.config, loaded
-        self.discovery.forget_all_but(names(self.config))
-        addresses = [x.address for x in self.config.listeners]
-        self.listeners.close(self.listeners.sockets.keys() - set(addresses))
-        self.crew.commit(plan, addresses, self.drain_times())
+        self.discovery.keep(self.config)
+        self.listeners.close(self.listeners.sockets.keys() - set(self.addresses))
+        self.crew.commit(plan, self.addresses, self.drain_times())
         if log_fd is not None:
             self.crew.use_log(log_fd)
         if before.admin.address != self.config.admin.address:
@@ -280,7 +285,7 @@ class Supervisor:
                 os.close(plan.fd)
                 say("cannot use new addresses: " + "; ".join(errors))
                 return
-            self.crew.commit(plan, [x.address for x in self.config.listeners], self.drain_times())
+            self.crew.commit(plan, self.addresses, self.drain_times())
 
     async def move_admin(self, old: str) -> None:
         if self.admin:

@@ -13,18 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench.load.common import Server, Watch, descriptors, free_port, gwcore, need, tree, wrk
+from bench.load.common import Server, Watch, descriptors, free_port, gwcore, memory, need, wrk
 from bench.load.peers import haproxy, nginx
-
-
-def memory(pid: int) -> int:
-    """Proportional set size of a process tree, in bytes."""
-    total = 0
-    for p in tree(pid):
-        for line in Path(f"/proc/{p}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                total += int(line.split()[1]) * 1024
-    return total
 
 
 def established(port: int) -> int:

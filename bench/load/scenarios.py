@@ -14,7 +14,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from bench.load.common import Server, free_port, gwcore, measure, need, wrk
+from bench.load.common import Server, admin_of, free_port, gwcore, measure, need, status, wrk
 
 ROUNDS = 3
 
@@ -39,8 +39,7 @@ def log(tmp: Path) -> None:
             server = Server(command, port, 0)
             stop = threading.Event()
             if kind == "metrics":
-                text = Path(command[-1]).read_text()
-                admin = text.split('admin: {address: "')[1].split('"')[0]
+                admin = admin_of(command)
 
                 def scrape(admin: str = admin, stop: threading.Event = stop) -> None:
                     while not stop.wait(5):
@@ -84,14 +83,13 @@ def faults(tmp: Path) -> None:
     """256 wrk connections: kill -9 of one of two workers, 20 reloads, SIGTERM. wrk counts what was lost."""
     upstream = free_port()
     backend = Server([sys.executable, "-m", "bench.load.backend", str(upstream)], upstream)
-    import json
     import os
     import signal
 
     for what in ("kill", "reload", "term"):
         port = free_port()
         command = gwcore(tmp, port, f"127.0.0.1:{upstream}", workers=2)
-        admin = Path(command[-1]).read_text().split('admin: {address: "')[1].split('"')[0]
+        admin = admin_of(command)
         server = Server(command, port)
         load = subprocess.Popen(
             ["wrk", "-t1", "-c256", "-d6s", f"http://127.0.0.1:{port}/json"], stdout=subprocess.PIPE, text=True
@@ -99,21 +97,20 @@ def faults(tmp: Path) -> None:
         time.sleep(2)
         note = ""
         if what == "kill":
-            status = json.load(urllib.request.urlopen(f"http://{admin}/status"))
-            os.kill(status["workers"][0]["pid"], signal.SIGKILL)
+            os.kill(status(command)["workers"][0]["pid"], signal.SIGKILL)
             started = time.monotonic()
             while True:
-                status = json.load(urllib.request.urlopen(f"http://{admin}/status"))
-                if status["workers"][0]["restarts"] == 1 and status["workers"][0]["up"]:
+                first = status(command)["workers"][0]
+                if first["restarts"] == 1 and first["up"]:
                     break
                 time.sleep(0.005)
             note = f"replaced within {time.monotonic() - started:.3f}s"
         elif what == "reload":
-            before = json.load(urllib.request.urlopen(f"http://{admin}/status"))
+            before = status(command)
             for _ in range(20):
                 urllib.request.urlopen(urllib.request.Request(f"http://{admin}/reload", method="POST")).read()
                 time.sleep(0.1)
-            after = json.load(urllib.request.urlopen(f"http://{admin}/status"))
+            after = status(command)
             note = f"connections accepted: {sum(w['accepted'] for w in before['workers'])} before, {sum(w['accepted'] for w in after['workers'])} after"
         else:
             load.send_signal(signal.SIGINT)

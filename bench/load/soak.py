@@ -13,17 +13,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from bench.load.common import Server, admin_of, free_port, gwcore, need, status, tree
-
-
-def pss(pid: int) -> int:
-    """Bytes of the process tree, shared pages divided among their users."""
-    total = 0
-    for p in tree(pid):
-        for line in Path(f"/proc/{p}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                total += int(line.split()[1]) * 1024
-    return total
+from bench.load.common import Server, admin_of, free_port, gwcore, memory, need, status
 
 
 def main() -> None:
@@ -68,7 +58,7 @@ def main() -> None:
                 load.terminate()
                 load.wait()
             time.sleep(3 if args.faults else 0.5)  # lingering connections
-            now = pss(server.p.pid)
+            now = memory(server.p.pid)
             if not first and time.monotonic() - begun >= min(60, args.minutes * 30):
                 first = now
             found = status(command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Annotated, Any
 
@@ -62,6 +63,15 @@ def split_address(text: str) -> tuple[str, int]:
     if not m or not 0 < int(m[3]) < 65536:
         raise ValueError(f"{text!r} is not an address; write host:port, [v6]:port or unix:/path")
     return m[1] or m[2], int(m[3])
+
+
+def is_ip(host: str) -> bool:
+    """Is it an IP address, not a name?"""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _address(value: Any) -> str:

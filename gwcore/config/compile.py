@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from gwcore._speedups.fields import METHOD_NAMES
 from gwcore._speedups.plan import PlanBuilder, host_hash, key_hash
-from gwcore.config.base import split_address
+from gwcore.config.base import is_ip, split_address
 from gwcore.config.routes import Route, Target
 from gwcore.config.schema import Config
 from gwcore.config.upstreams import Endpoint
@@ -125,14 +125,6 @@ def _sockaddr(ip: str, port: int) -> bytes:
     )
 
 
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
 class _Compiler:
     def __init__(self, config: Config, slots: Slots, config_path: str, addresses: Addresses):
         self.config, self.slots, self.b, self.addresses = config, slots, PlanBuilder(), addresses
@@ -162,7 +154,7 @@ class _Compiler:
         places: list[tuple[str, bytes, str]]  # name, sockaddr, path of a unix socket
         if not port:
             places = [(e.address, b"", host)]
-        elif _is_address(host):
+        elif is_ip(host):
             places = [(e.address, _sockaddr(host, port), "")]
         else:
             places = [(f"{e.address} ({ip})", _sockaddr(ip, port), "") for ip in self.addresses(host)] or [(e.address, b"", "")]
