@@ -14,6 +14,7 @@ LEVELS = {
     "cllhttp": 0,
     "reasons": 0,
     "slab": 1,
+    "address": 1,
     "buffer": 1,
     "timer": 1,
     "ring": 1,

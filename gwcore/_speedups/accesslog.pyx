@@ -4,7 +4,8 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, strlen
 
 from gwcore._speedups.buffer cimport buf_bytes
-from gwcore._speedups.conn cimport Conn, Worker, peer_text
+from gwcore._speedups.address cimport address_text
+from gwcore._speedups.conn cimport Conn, Worker
 from gwcore._speedups.fields cimport METHODS, METHOD_SIZE
 from gwcore._speedups.plan cimport plan_text
 from gwcore._speedups.reasons cimport reason_row
@@ -132,7 +133,7 @@ cdef void log_exchange(Worker *w, const Exchange *x) noexcept nogil:
     if x.note != NULL:
         put(&l, buf_bytes(x.note) + x.note_path_len, x.note_id_len)
     word(&l, b'","client":"')
-    put(&l, peer, peer_text(x.origin.address, x.origin.family, peer))
+    put(&l, peer, address_text(x.origin.address, x.origin.family, peer))
     word(&l, b'","method":"')
     put(&l, METHODS[x.method & 63], METHOD_SIZE[x.method & 63])
     word(&l, b'","path":"')
@@ -183,7 +184,7 @@ cdef void log_refused(Worker *w, const Conn *c, int reason, int status) noexcept
     word(&l, b'{"ts":"')
     time_put(&l, w.wall_ms)
     word(&l, b'","id":"","client":"')
-    put(&l, peer, peer_text(c.peer, c.family, peer))
+    put(&l, peer, address_text(c.peer, c.family, peer))
     word(&l, b'","method":"","path":"","status":')
     number(&l, status)
     word(&l, b',"reason":"')

@@ -1,12 +1,13 @@
 """What a request chooses besides its route: upstream, hash, connections, protocol, path."""
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy
 
 from gwcore._speedups.conn cimport random_next
-from gwcore._speedups.fields cimport F_COOKIE, LOWER, same_word
+from gwcore._speedups.fields cimport F_COOKIE, same_word
+from gwcore._speedups.head cimport Field
 from gwcore._speedups.http1 cimport M_GET
 from gwcore._speedups.path cimport path_normalise
-from gwcore._speedups.plan cimport HASH_COOKIE, HASH_CLIENT, Str, hash_bytes, plan_text
+from gwcore._speedups.plan cimport HASH_COOKIE, HASH_CLIENT, Str, hash_bytes, plan_text, plan_upgrade
 from gwcore._speedups.reasons cimport R_BAD_PATH, R_URI_TOO_LONG
 from gwcore._speedups.story cimport REQ_DONE
 
@@ -17,21 +18,11 @@ cdef bint head_has(const void *head, const char *name, size_t name_len, const ch
     """For the router: does a field of that lower-case name (with that value) exist?"""
     cdef const Head *h = <const Head *>head
     cdef uint32_t i
-    cdef size_t k
+    cdef const Field *f
     for i in range(h.n):
-        if h.f[i].name_len != name_len or not (any_value or h.f[i].value_len == value_len):
-            continue
-        k = 0
-        while k < name_len and LOWER[<uint8_t>h.base[h.f[i].name + k]] == <uint8_t>name[k]:
-            k += 1
-        if k < name_len:
-            continue
-        if any_value:
-            return True
-        k = 0
-        while k < value_len and h.base[h.f[i].value + k] == value[k]:
-            k += 1
-        if k == value_len:
+        f = &h.f[i]
+        if same_word(h.base + f.name, f.name_len, name, name_len) \
+                and (any_value or (f.value_len == value_len and memcmp(h.base + f.value, value, value_len) == 0)):
             return True
     return False
 
@@ -61,12 +52,8 @@ cdef uint64_t hash_of(Worker *w, const Exchange *x, const Head *h, const Upstrea
                     pos += n + 1
                     while pos < h.f[i].value_len and h.base[h.f[i].value + pos] == c' ':
                         pos += 1
-            elif h.f[i].name_len == spec.hash_name.len:
-                k = 0
-                while k < spec.hash_name.len and LOWER[<uint8_t>h.base[h.f[i].name + k]] == <uint8_t>name[k]:
-                    k += 1
-                if k == spec.hash_name.len:
-                    return hash_bytes(7, h.base + h.f[i].value, h.f[i].value_len)
+            elif same_word(h.base + h.f[i].name, h.f[i].name_len, name, spec.hash_name.len):
+                return hash_bytes(7, h.base + h.f[i].value, h.f[i].value_len)
     return hash_bytes(7, <const char *>x.origin.address, 16)
 
 
@@ -103,12 +90,15 @@ cdef const Target *target_pick(Worker *w, const PlanHead *p, const Route *r) noe
 
 cdef uint8_t upgrade_asked(const Exchange *x, const Head *h) noexcept nogil:
     """Number + 1 of the protocol among those that the route lets through; 0: the request goes as plain HTTP, without the two fields."""
-    cdef const Str *tokens = <const Str *>(<const char *>x.plan.head + x.route.upgrades.off)
+    cdef const Field *f
+    cdef const Str *token
     cdef uint32_t i
     if h.upgrade_field < 0 or h.method != M_GET or h.http10 or x.request_body != REQ_DONE:
         return 0
+    f = &h.f[h.upgrade_field]
     for i in range(x.route.upgrades.n):
-        if same_word(h.base + h.f[h.upgrade_field].value, h.f[h.upgrade_field].value_len, plan_text(x.plan.head, tokens[i]), tokens[i].len):
+        token = plan_upgrade(x.plan.head, x.route, i)
+        if same_word(h.base + f.value, f.value_len, plan_text(x.plan.head, token[0]), token.len):
             return <uint8_t>(i + 1)
     return 0
 

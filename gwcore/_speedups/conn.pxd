@@ -155,6 +155,5 @@ cdef int conn_send(Worker *w, Conn *c, OutList *o) noexcept nogil
 cdef int conn_flush(Worker *w, Conn *c) noexcept nogil
 cdef int conn_rest(Worker *w, Conn *c, const char *at, size_t size) noexcept nogil
 cdef bint conn_register(Worker *w, Conn *c) noexcept nogil
-cdef size_t peer_text(const uint8_t *address, uint8_t family, char *out) noexcept nogil
 cdef void conn_again(Worker *w, Conn *c) noexcept nogil
 cdef uint64_t random_next(Worker *w) noexcept nogil

@@ -9,7 +9,7 @@ from gwcore._speedups.buffer cimport (
 from gwcore._speedups.clients cimport client_leave
 from gwcore._speedups.slab cimport slab_give, slab_take
 from gwcore._speedups.sys cimport (
-    AF_INET6, EAGAIN, EINTR, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLL_CTL_ADD, MSG_NOSIGNAL, close, epoll_ctl, epoll_event, errno,
+    EAGAIN, EINTR, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLL_CTL_ADD, MSG_NOSIGNAL, close, epoll_ctl, epoll_event, errno,
     iovec, msghdr, recv, send, sendmsg,
 )
 from gwcore._speedups.timer cimport timer_arm, timer_cancel, timer_init
@@ -373,44 +373,6 @@ cdef void conn_again(Worker *w, Conn *c) noexcept nogil:
 
 cdef void conn_arm(Worker *w, Conn *c, uint64_t due_ms) noexcept nogil:
     timer_arm(&w.wheel, &c.timer, due_ms)
-
-
-# ---- the peer's address as text -----------------------------------------------------------------------------------
-
-cdef size_t put_number(char *out, uint32_t n) noexcept nogil:
-    cdef size_t i = 0
-    if n >= 100:
-        out[i] = 48 + n // 100
-        i += 1
-    if n >= 10:
-        out[i] = 48 + n // 10 % 10
-        i += 1
-    out[i] = 48 + n % 10
-    return i + 1
-
-
-cdef extern from "<arpa/inet.h>" nogil:
-    const char *inet_ntop(int family, const void *src, char *out, uint32_t size)
-
-cdef extern from "<string.h>" nogil:
-    size_t strlen(const char *s)
-
-
-cdef size_t peer_text(const uint8_t *address, uint8_t family, char *out) noexcept nogil:
-    """An address, without port, written to out (room for 48 bytes); its length. "unix" for a local socket."""
-    cdef size_t n = 0
-    cdef int i
-    if family == 4:
-        for i in range(12, 16):
-            n += put_number(out + n, address[i])
-            if i < 15:
-                out[n] = c'.'
-                n += 1
-        return n
-    if family == 6 and inet_ntop(AF_INET6, address, out, 48) != NULL:
-        return strlen(out)
-    memcpy(out, b"unix", 4)
-    return 4
 
 
 def edges() -> dict[str, list[str]]:

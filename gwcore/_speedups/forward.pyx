@@ -16,7 +16,7 @@ from gwcore._speedups.head cimport Field, Head, field_end
 from gwcore._speedups.http1 cimport BODY_CHUNKED, BODY_LENGTH, M_OPTIONS
 from gwcore._speedups.origin cimport forwarded_lines
 from gwcore._speedups.plan cimport (
-    OP_ADD, OP_REMOVE, VIA_REQUEST, VIA_RESPONSE, Array, HeaderEdit, PlanHead, Str, UpstreamSpec, plan_text, plan_upstream,
+    OP_ADD, OP_REMOVE, VIA_REQUEST, VIA_RESPONSE, Array, HeaderEdit, PlanHead, Str, UpstreamSpec, plan_text, plan_upgrade, plan_upstream,
 )
 from gwcore._speedups.reasons cimport R_LOOP
 from gwcore._speedups.story cimport Exchange
@@ -246,7 +246,7 @@ cdef void forward_interim(Worker *w, Exchange *x, Head *h, OutList *o) noexcept 
 
 cdef void upgrade_lines(const Exchange *x, OutList *o) noexcept nogil:
     """Upgrade and Connection of a protocol that the route allows."""
-    cdef const Str *token = <const Str *>(<const char *>x.plan.head + x.route.upgrades.off) + (x.upgrade - 1)
+    cdef const Str *token = plan_upgrade(x.plan.head, x.route, x.upgrade - 1)
     out_copy(o, b"Connection: Upgrade\r\nUpgrade: ", 30)
     out_copy(o, plan_text(x.plan.head, token[0]), token.len)
     out_copy(o, b"\r\n", 2)

@@ -2,20 +2,15 @@
 is the right-most address that is not itself a trusted proxy; an element that is no address ends the search."""
 from libc.stddef cimport size_t
 from libc.stdint cimport uint32_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
-from gwcore._speedups.conn cimport out_copy, out_some, peer_text
+from gwcore._speedups.address cimport address_read, address_text
+from gwcore._speedups.conn cimport out_copy, out_some
 from gwcore._speedups.fields cimport B_DIGIT, BYTE_CLASS, F_FORWARDED, F_X_FORWARDED_FOR, F_X_FORWARDED_HOST, F_X_FORWARDED_PROTO, same_word
 from gwcore._speedups.plan cimport plan_trusts
-from gwcore._speedups.sys cimport AF_INET, AF_INET6
-
-cdef extern from "<arpa/inet.h>" nogil:
-    int inet_pton(int family, const char *text, void *out)
-
 
 cdef bint address_parse(const char *at, size_t size, Origin *out) noexcept nogil:
     """`1.2.3.4`, `1.2.3.4:80`, `2001:db8::1`, `[2001:db8::1]:80`, each also in quotes. False when it is no address."""
-    cdef char text[48]
     cdef size_t i, colons = 0
     if size >= 2 and at[0] == c'"' and at[size - 1] == c'"':
         at += 1
@@ -40,17 +35,8 @@ cdef bint address_parse(const char *at, size_t size, Origin *out) noexcept nogil
             if not port_only(at + i, size - i):
                 return False
             size = i
-    if size == 0 or size >= sizeof(text):
-        return False
-    memcpy(text, at, size)
-    text[size] = 0
-    memset(out, 0, sizeof(Origin))
-    if colons >= 2:
-        out.family = 6
-        return inet_pton(AF_INET6, text, out.address) == 1
-    out.family = 4
-    out.address[10] = out.address[11] = 0xff
-    return inet_pton(AF_INET, text, out.address + 12) == 1
+    out.family = 6 if colons >= 2 else 4
+    return address_read(at, size, out.family, out.address)
 
 
 cdef bint port_only(const char *at, size_t size) noexcept nogil:
@@ -117,7 +103,7 @@ cdef void origin_find(const PlanHead *p, const Conn *c, const Head *h, Origin *o
     """The client of this request: for log, limits and balance."""
     memcpy(out.address, c.peer, 16)
     out.family = c.family
-    if c.trusted and h != NULL:
+    if c.trusted:
         if h.xff_field >= 0:
             search(p, h, F_X_FORWARDED_FOR, out)
         else:
@@ -128,7 +114,7 @@ cdef void forwarded_lines(const Conn *c, Head *h, OutList *o) noexcept nogil:
     """X-Forwarded-For, -Proto, -Host, and Forwarded where a trusted proxy began one. The lines of h that they replace are dropped already,
     but for X-Forwarded-Proto and -Host of a trusted proxy, which stay as they are."""
     cdef char peer[48]
-    cdef size_t n = peer_text(c.peer, c.family, peer)
+    cdef size_t n = address_text(c.peer, c.family, peer)
     cdef uint32_t i
     cdef bint proto = False, host = False, forwarded = False
     out_copy(o, b"X-Forwarded-For: ", 17)

@@ -182,6 +182,9 @@ cdef inline const char *plan_text(const PlanHead *p, Str s) noexcept nogil:
 cdef inline const Route *plan_route(const PlanHead *p, uint32_t i) noexcept nogil:
     return <const Route *>(<const char *>p + p.routes.off) + i
 
+cdef inline const Str *plan_upgrade(const PlanHead *p, const Route *r, uint32_t i) noexcept nogil:
+    return <const Str *>(<const char *>p + r.upgrades.off) + i
+
 cdef inline const UpstreamSpec *plan_upstream(const PlanHead *p, uint32_t i) noexcept nogil:
     return <const UpstreamSpec *>(<const char *>p + p.upstreams.off) + i
 

@@ -3,9 +3,10 @@ most 4 KiB with all extensions, which are skipped."""
 from libc.stddef cimport size_t
 from libc.string cimport memchr, memcmp, memcpy, memset
 
-from gwcore._speedups.conn cimport out_copy, out_number, peer_text
+from gwcore._speedups.address cimport address_of, address_read, address_text
+from gwcore._speedups.conn cimport out_copy, out_number
 from gwcore._speedups.fields cimport B_DIGIT, BYTE_CLASS
-from gwcore._speedups.sys cimport AF_INET, AF_INET6, getsockname, ntohs, sockaddr, sockaddr_in, sockaddr_in6, sockaddr_storage, socklen_t
+from gwcore._speedups.sys cimport getsockname, sockaddr, sockaddr_in6, sockaddr_storage, socklen_t
 from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL
 
 cdef enum:
@@ -14,10 +15,6 @@ cdef enum:
     V2_MAX = 4096
 
 cdef const char *SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
-
-cdef extern from "<arpa/inet.h>" nogil:
-    int inet_pton(int family, const char *text, void *out)
-
 
 cdef long proxy_parse(const char *at, size_t size, ProxyPeer *out) noexcept nogil:
     """Bytes of the header at the beginning of at[:size]; RC_AGAIN: more are needed; RC_FAIL: it is none."""
@@ -83,18 +80,6 @@ cdef int port_of(const char *at, size_t n) noexcept nogil:
     return value if value < 65536 else -1
 
 
-cdef bint address_of(const char *at, size_t n, int family, uint8_t *out) noexcept nogil:
-    cdef char text[48]
-    if n == 0 or n >= sizeof(text):
-        return False
-    memcpy(text, at, n)
-    text[n] = 0
-    if family == 6:
-        return inet_pton(AF_INET6, text, out) == 1
-    out[10] = out[11] = 0xff
-    return inet_pton(AF_INET, text, out + 12) == 1
-
-
 cdef long parse_v1(const char *at, size_t size, ProxyPeer *out) noexcept nogil:
     cdef const char *end = <const char *>memchr(at, c'\n', size if size < V1_MAX else V1_MAX)
     cdef const char *p
@@ -115,10 +100,10 @@ cdef long parse_v1(const char *at, size_t size, ProxyPeer *out) noexcept nogil:
         return RC_FAIL
     family = item[3] - 48
     item = word(&p, end, &n)
-    if not address_of(item, n, family, out.address):
+    if not address_read(item, n, <uint8_t>family, out.address):
         return RC_FAIL
     item = word(&p, end, &n)
-    if not address_of(item, n, family, ignored):
+    if not address_read(item, n, <uint8_t>family, ignored):
         return RC_FAIL
     item = word(&p, end, &n)
     port = port_of(item, n)
@@ -134,32 +119,23 @@ cdef void proxy_write(const Conn *client, OutList *o, int version) noexcept nogi
     """The header that tells an upstream of this client; where the client has no address (unix), that there is none."""
     cdef sockaddr_storage own
     cdef socklen_t size = sizeof(sockaddr_in6) + 100
-    cdef const sockaddr_in *v4 = <const sockaddr_in *>&own
-    cdef const sockaddr_in6 *v6 = <const sockaddr_in6 *>&own
     cdef uint8_t to[16]
     cdef uint8_t block[52]
-    cdef uint16_t port = 0
+    cdef uint16_t port
     cdef size_t n
     cdef char text[48]
-    memset(to, 0, sizeof(to))
     memset(&own, 0, sizeof(own))
     getsockname(client.fd, <sockaddr *>&own, &size)
-    if own.ss_family == AF_INET:
-        to[10] = to[11] = 0xff
-        memcpy(to + 12, &v4.sin_addr, 4)
-        port = ntohs(v4.sin_port)
-    elif own.ss_family == AF_INET6:
-        memcpy(to, &v6.sin6_addr, 16)
-        port = ntohs(v6.sin6_port)
+    address_of(&own, to, &port)
     if version == 1:
         if client.family == 0:
             out_copy(o, b"PROXY UNKNOWN\r\n", 15)
             return
         # a header names both ends in one family; ours may be the other one behind a balancer of mixed families
         out_copy(o, b"PROXY TCP4 " if client.family == 4 else b"PROXY TCP6 ", 11)
-        out_copy(o, text, peer_text(client.peer, client.family, text))
+        out_copy(o, text, address_text(client.peer, client.family, text))
         out_copy(o, b" ", 1)
-        out_copy(o, text, peer_text(to, client.family, text))
+        out_copy(o, text, address_text(to, client.family, text))
         out_copy(o, b" ", 1)
         out_number(o, client.port, 10)
         out_copy(o, b" ", 1)

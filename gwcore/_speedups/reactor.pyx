@@ -9,6 +9,7 @@ from gwcore._speedups.conn cimport (
     CONN_CLIENT, CONN_CLOCK, CONN_LISTENER, C_IDLE, Conn, SCRATCH_BYTES, TIMER_CLIENT, TIMER_UPSTREAM, TIMER_WORKER,
     Worker, conn_arm, conn_move, conn_open, conn_register,
 )
+from gwcore._speedups.address cimport address_of
 from gwcore._speedups.attempt cimport ask_for_place, idle_at_cap, idle_give_way
 from gwcore._speedups.ends cimport client_admit, client_end, head_refuse, proxy_refuse
 from gwcore._speedups.exchange cimport client_event, client_timeout, queue_serve, upstream_event, upstream_timeout
@@ -16,11 +17,10 @@ from gwcore._speedups.plan cimport plan_trusts
 from gwcore._speedups.reasons cimport R_CONNECTION_LIMIT
 from gwcore._speedups.slab cimport slab_at
 from gwcore._speedups.sys cimport (
-    AF_INET, AF_INET6, CLOCK_MONOTONIC, CLOCK_REALTIME, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLIN,
-    EPOLLOUT, EPOLLRDHUP, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, SOCK_CLOEXEC, SOCK_NONBLOCK, TFD_CLOEXEC,
-    TFD_NONBLOCK, TFD_TIMER_ABSTIME, accept4, clock_gettime, close, epoll_create1, epoll_ctl, epoll_event, epoll_wait,
-    errno, itimerspec, ntohs, read, sockaddr, sockaddr_in, sockaddr_in6, sockaddr_storage, socklen_t, timerfd_create,
-    timerfd_settime, timespec,
+    CLOCK_MONOTONIC, CLOCK_REALTIME, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLL_CLOEXEC,
+    EPOLL_CTL_ADD, EPOLL_CTL_MOD, SOCK_CLOEXEC, SOCK_NONBLOCK, TFD_CLOEXEC, TFD_NONBLOCK, TFD_TIMER_ABSTIME, accept4, clock_gettime, close,
+    epoll_create1, epoll_ctl, epoll_event, epoll_wait, errno, itimerspec, read, sockaddr, sockaddr_in6, sockaddr_storage, socklen_t,
+    timerfd_create, timerfd_settime, timespec,
 )
 from gwcore._speedups.timer cimport Timer, timer_arm, timer_init, wheel_advance, wheel_init, wheel_next_ms, wheel_pop
 from gwcore._speedups.types cimport Link, Node, link_append, link_drop, link_empty, link_init, link_push
@@ -173,22 +173,6 @@ cdef bint shed_idle(Worker *w) noexcept nogil:
     return True
 
 
-cdef void peer_set(Conn *c, const sockaddr_storage *from_) noexcept nogil:
-    cdef const sockaddr_in *v4 = <const sockaddr_in *>from_
-    cdef const sockaddr_in6 *v6 = <const sockaddr_in6 *>from_
-    if from_.ss_family == AF_INET:
-        memcpy(c.peer + 12, &v4.sin_addr, 4)
-        c.peer[10] = c.peer[11] = 0xff
-        c.port = ntohs(v4.sin_port)
-        c.family = 4
-    elif from_.ss_family == AF_INET6:
-        memcpy(c.peer, &v6.sin6_addr, 16)
-        c.port = ntohs(v6.sin6_port)
-        c.family = 6
-        if c.peer[10] == 0xff and c.peer[11] == 0xff and (<uint64_t *>c.peer)[0] == 0 and c.peer[8] == 0 and c.peer[9] == 0:
-            c.family = 4             # a mapped IPv4 address on a dual-stack socket
-
-
 cdef bint accept_some(Reactor *r, Listener *l) noexcept nogil:
     """Accept a batch. True: there may be more."""
     cdef Worker *w = &r.w
@@ -212,7 +196,7 @@ cdef bint accept_some(Reactor *r, Listener *l) noexcept nogil:
             close(fd)
             return False
         conn_move(w, c, C_IDLE)
-        peer_set(c, &from_)
+        c.family = address_of(&from_, c.peer, &c.port)
         c.trusted = plan_trusts(w.plan.head, c.peer)
         if not conn_register(w, c):
             client_end(w, c, False)

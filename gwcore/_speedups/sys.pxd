@@ -37,6 +37,10 @@ cdef extern from "<netinet/in.h>" nogil:
     uint16_t ntohs(uint16_t n)
     uint16_t htons(uint16_t n)
 
+cdef extern from "<arpa/inet.h>" nogil:
+    const char *inet_ntop(int family, const void *src, char *out, uint32_t size)
+    int inet_pton(int family, const char *text, void *out)
+
 cdef extern from "<netinet/tcp.h>" nogil:
     enum: TCP_NODELAY, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT
 

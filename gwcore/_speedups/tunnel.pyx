@@ -8,15 +8,14 @@ from libc.string cimport memcpy
 from gwcore._speedups.buffer cimport buf_bytes, buf_space, queue_clear
 from gwcore._speedups.conn cimport conn_again, conn_arm, conn_flush, conn_read, conn_rest, conn_send, out_add, out_reset
 from gwcore._speedups.ends cimport NEVER_MS, client_end, client_left, exchange_fail, exchange_move
-from gwcore._speedups.fields cimport LOWER
+from gwcore._speedups.fields cimport same_word
 from gwcore._speedups.forward cimport forward_interim
 from gwcore._speedups.head cimport Field
-from gwcore._speedups.plan cimport Str, plan_text
+from gwcore._speedups.plan cimport Str, plan_text, plan_upgrade
 from gwcore._speedups.reasons cimport R_CLIENT_CLOSED, R_UPSTREAM_RESET
 from gwcore._speedups.story cimport X_TUNNEL
 from gwcore._speedups.sys cimport SHUT_WR, shutdown
 from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK
-from libc.stdint cimport uint8_t
 
 cdef enum:
     HIGH = 131072            # bytes that may wait in one direction
@@ -28,17 +27,11 @@ cdef bint tunnel_agreed(const Exchange *x, const Head *h) noexcept nogil:
     """Does this 101 name the protocol that we asked for, and no other?"""
     cdef const Field *f
     cdef const Str *token
-    cdef size_t i
     if not x.upgrade or not h.wants_upgrade or h.upgrade_field < 0:
         return False
-    token = <const Str *>(<const char *>x.plan.head + x.route.upgrades.off) + (x.upgrade - 1)
+    token = plan_upgrade(x.plan.head, x.route, x.upgrade - 1)
     f = &h.f[h.upgrade_field]
-    if f.value_len != token.len:
-        return False
-    for i in range(token.len):
-        if LOWER[<uint8_t>h.base[f.value + i]] != <uint8_t>plan_text(x.plan.head, token[0])[i]:
-            return False
-    return True
+    return same_word(h.base + f.value, f.value_len, plan_text(x.plan.head, token[0]), token.len)
 
 
 cdef void plan_drop(Exchange *x) noexcept nogil:
