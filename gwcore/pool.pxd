@@ -64,6 +64,10 @@ cdef void pool_init(PoolCore *p) noexcept nogil
 cdef void item_init(PoolItem *item, PoolCore *p, uint32_t owner) noexcept nogil
 cdef bint pool_templates(PoolCore *p) noexcept nogil
 cdef void pool_free(PoolCore *p) noexcept nogil
+cdef bint pool_at_cap(const PoolCore *p) noexcept nogil
+cdef bint pool_pressed(const PoolCore *p) noexcept nogil
+cdef void pool_ask(PoolCore *p) noexcept nogil
+cdef void pool_unask(PoolCore *p) noexcept nogil
 cdef bint pool_has_place(const PoolCore *p) noexcept nogil
 cdef int pool_acquire(PoolCore *p, PoolItem **out, uint64_t key, uint64_t now_ms) noexcept nogil
 cdef void pool_opening(PoolCore *p, PoolItem *item, uint32_t owner, uint64_t key, uint64_t now_ms, uint32_t jitter) noexcept nogil

@@ -94,18 +94,37 @@ cdef PoolItem *idle_with(PoolCore *p, uint64_t key) noexcept nogil:
     return NULL
 
 
+cdef bint pool_at_cap(const PoolCore *p) noexcept nogil:
+    """Are all connections open that may be, of all workers together?"""
+    if p.max_connections == 0:
+        return False
+    return (gw_atomic_load(p.shared_open) if p.shared_open != NULL else pool_open(p)) >= p.max_connections
+
+
+cdef bint pool_pressed(const PoolCore *p) noexcept nogil:
+    """Does another worker wait for a place?"""
+    cdef uint32_t wanted = gw_atomic_load(p.wanted) if p.wanted != NULL else 0
+    return wanted != 0 and wanted != p.worker
+
+
+cdef void pool_ask(PoolCore *p) noexcept nogil:
+    """We wait, with less than our share of a full pool: the others may give up a place. Whoever asked before us is not pushed aside."""
+    if p.wanted != NULL and gw_atomic_load(p.wanted) == 0 and (p.own_open[0] < p.fair or p.own_open[0] == 0):
+        gw_atomic_store(p.wanted, p.worker)
+
+
+cdef void pool_unask(PoolCore *p) noexcept nogil:
+    """We wait no longer."""
+    if p.wanted != NULL and gw_atomic_load(p.wanted) == p.worker:
+        gw_atomic_store(p.wanted, 0)
+
+
 cdef bint pool_has_place(const PoolCore *p) noexcept nogil:
     """May one connection more be opened? With its fair share of a cap that all workers have in common, a worker leaves the next place to one that
     waits."""
-    cdef uint32_t wanted
     if p.max_connections == 0:
         return True
-    if p.shared_open == NULL:
-        return pool_open(p) < p.max_connections
-    if gw_atomic_load(p.shared_open) >= p.max_connections:
-        return False
-    wanted = gw_atomic_load(p.wanted) if p.wanted != NULL else 0
-    return wanted == 0 or wanted == p.worker or p.own_open[0] < p.fair
+    return not pool_at_cap(p) and not (pool_pressed(p) and p.own_open[0] >= p.fair)
 
 
 cdef int pool_acquire(PoolCore *p, PoolItem **out, uint64_t key, uint64_t now_ms) noexcept nogil:
@@ -137,8 +156,7 @@ cdef void pool_opening(PoolCore *p, PoolItem *item, uint32_t owner, uint64_t key
     if p.shared_open != NULL:
         gw_atomic_add(p.shared_open, 1)
         p.own_open[0] += 1
-        if p.wanted != NULL and gw_atomic_load(p.wanted) == p.worker:
-            gw_atomic_store(p.wanted, 0)             # this is what we waited for
+        pool_unask(p)                                # this is what we waited for
 
 
 cdef void pool_opened(PoolItem *item) noexcept nogil:
@@ -148,7 +166,6 @@ cdef void pool_opened(PoolItem *item) noexcept nogil:
 cdef int pool_release(PoolItem *item, uint64_t now_ms) noexcept nogil:
     """-1: kept idle. Otherwise the CloseReason with which the caller must close it (and then call pool_closed)."""
     cdef PoolCore *p = item.pool
-    cdef uint32_t wanted
     if p.draining:
         return CLOSE_DRAIN
     if p.max_requests and item.requests >= p.max_requests:
@@ -157,12 +174,9 @@ cdef int pool_release(PoolItem *item, uint64_t now_ms) noexcept nogil:
         return CLOSE_MAX_AGE
     if p.n_idle >= p.max_idle:
         return CLOSE_EVICTED
-    if p.wanted != NULL:
-        wanted = gw_atomic_load(p.wanted)
-        if wanted == p.worker:
-            gw_atomic_store(p.wanted, 0)
-        elif wanted and p.own_open[0] > p.fair:      # another worker waits, and we have more than our share: let it have this place
-            return CLOSE_EVICTED
+    if pool_pressed(p) and p.own_open[0] > p.fair:   # another worker waits, and we have more than our share: let it have this place
+        return CLOSE_EVICTED
+    pool_unask(p)
     item.used_ms = now_ms
     pool_move(item, ITEM_IDLE)
     return -1

@@ -66,6 +66,15 @@ cdef void allow(OutList *o, uint64_t methods) noexcept nogil:
     say(o, b"\r\n")
 
 
+cdef void persistence(OutList *o, bint close, bint http10) noexcept nogil:
+    """The Connection line where one is needed, and the empty line."""
+    if close:
+        say(o, b"Connection: close\r\n")
+    elif http10:
+        say(o, b"Connection: keep-alive\r\n")
+    say(o, b"\r\n")
+
+
 cdef int answer_error(Worker *w, OutList *o, const PlanHead *p, int reason, bint close, bint to_head, const Exchange *x) noexcept nogil:
     """Write the answer of a Reason to o; returns its status. x may be NULL (no request was read whole)."""
     cdef const ReasonRow *row = reason_row(reason)
@@ -105,11 +114,7 @@ cdef int answer_error(Worker *w, OutList *o, const PlanHead *p, int reason, bint
         allow(o, x.allowed if x != NULL else 0)
     if status == 503 or status == 429:
         say(o, b"Retry-After: 1\r\n")
-    if close:
-        say(o, b"Connection: close\r\n")
-    elif x != NULL and x.http10:
-        say(o, b"Connection: keep-alive\r\n")
-    say(o, b"\r\n")
+    persistence(o, close, x != NULL and x.http10)
     if not to_head:
         out_copy(o, body.at, body.n)
     return status
@@ -120,22 +125,15 @@ cdef void answer_empty(Worker *w, OutList *o, const PlanHead *p, bint close, bin
     say(o, b"HTTP/1.1 204 No Content\r\n")
     out_copy(o, w.date, 37)
     out_copy(o, plan_text(p, p.server_line), p.server_line.len)
-    if close:
-        say(o, b"Connection: close\r\n")
-    elif http10:
-        say(o, b"Connection: keep-alive\r\n")
-    say(o, b"\r\n")
+    persistence(o, close, http10)
 
 
 cdef void answer_route(Worker *w, OutList *o, const PlanHead *p, const Route *r, bint close, bint http10, bint to_head) noexcept nogil:
     """A prepared answer: its bytes are in the plan, the date is the worker's."""
     out_some(o, plan_text(p, r.head), r.head.len)
-    if close:
+    if close or http10:
         out_some(o, w.date, 37)
-        say(o, b"Connection: close\r\n\r\n")
-    elif http10:
-        out_some(o, w.date, 37)
-        say(o, b"Connection: keep-alive\r\n\r\n")
+        persistence(o, close, http10)
     else:
         out_some(o, w.date, 39)                       # with the empty line behind it
     if not to_head:

@@ -2,54 +2,45 @@
 queue and holds nothing meanwhile."""
 from libc.stdint cimport uint32_t
 
-from gwcore._speedups.conn cimport CONN_UPSTREAM, C_CONNECTING, C_POOLED, C_READY, Conn, Worker, conn_arm, conn_close, conn_move, conn_open, conn_register, random_next
+from gwcore._speedups.conn cimport (
+    CONN_UPSTREAM, C_CONNECTING, C_POOLED, C_READY, LOOK_IDLE_MS, LOOK_WAIT_MS, Conn, Worker, conn_arm, conn_close, conn_move, conn_open,
+    conn_register, random_next, worker_look,
+)
 from gwcore._speedups.reasons cimport (
     R_CONNECT_FAILED, R_CONNECT_REFUSED, R_CONNECT_TIMEOUT, R_DNS_FAILED, R_NO_ENDPOINT, R_QUEUE_FULL,
 )
-from gwcore._speedups.shm cimport gw_atomic_load, gw_atomic_store
 from gwcore._speedups.slab cimport slab_at
 from gwcore._speedups.story cimport Exchange
 from gwcore._speedups.sys cimport (
     AF_UNIX, EAGAIN, ECONNREFUSED, EINPROGRESS, ETIMEDOUT, IPPROTO_TCP, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SO_ERROR,
     TCP_NODELAY, close, connect, errno, getsockopt, setsockopt, sockaddr, socket, socklen_t,
 )
-from gwcore._speedups.timer cimport timer_arm
 from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL, RC_OK, link_drop, link_empty, link_push
 from gwcore._speedups.upstream cimport Endpoint, Upstream, balance_pick, endpoint_has_room
 from gwcore.pool cimport (
-    CLOSE_EVICTED, POOL_CONNECT, POOL_EVICT, POOL_FULL, PoolCore, PoolItem, Waiter, pool_acquire, pool_closed, pool_opened, pool_opening, pool_release,
+    CLOSE_EVICTED, POOL_CONNECT, POOL_EVICT, POOL_FULL, PoolCore, PoolItem, Waiter, pool_acquire, pool_ask, pool_at_cap,
+    pool_closed, pool_opened, pool_opening, pool_pressed, pool_release, pool_unask,
     waiters_drop, waiters_push,
 )
-
-
-cdef enum:
-    LOOK_MS = 10             # of whoever waits for a place
-    IDLE_LOOK_MS = 50        # of whoever holds an idle connection of a full pool
-
-
-cdef bint at_cap(const Endpoint *e) noexcept nogil:
-    return e.pool.max_connections and e.pool.shared_open != NULL and gw_atomic_load(e.pool.shared_open) >= e.pool.max_connections
 
 
 cdef void idle_give_way(Worker *w, Upstream *u) noexcept nogil:
     """Close an idle connection of each full pool for which another worker waits."""
     cdef PoolCore *p
-    cdef uint32_t i, wanted
+    cdef uint32_t i
     if u.queue.n:
         return
     for i in range(u.n):
         p = &u.endpoints[i].pool
-        if p.n_idle and at_cap(u.endpoints[i]):
-            wanted = gw_atomic_load(p.wanted) if p.wanted != NULL else 0
-            if wanted and wanted != p.worker:
-                pooled_close(w, <Conn *>conn_at(w, (<PoolItem *>p.idle.prev).owner), CLOSE_EVICTED)
+        if p.n_idle and pool_at_cap(p) and pool_pressed(p):
+            pooled_close(w, <Conn *>conn_at(w, (<PoolItem *>p.idle.prev).owner), CLOSE_EVICTED)
 
 
 cdef bint idle_at_cap(const Upstream *u) noexcept nogil:
     """Does this worker hold an idle connection that others may come to want?"""
     cdef uint32_t i
     for i in range(u.n):
-        if u.endpoints[i].pool.n_idle and at_cap(u.endpoints[i]):
+        if u.endpoints[i].pool.n_idle and pool_at_cap(&u.endpoints[i].pool):
             return True
     return False
 
@@ -190,8 +181,8 @@ cdef void attempt_release(Worker *w, Exchange *x, bint reusable, int why) noexce
             conn_move(w, c, C_POOLED)
             x.upstream.cell.idle += 1
             conn_arm(w, c, w.now_ms + x.endpoint.pool.idle_ms)
-            if w.tick.due_ms == 0 and at_cap(x.endpoint):
-                timer_arm(&w.wheel, &w.tick, w.now_ms + IDLE_LOOK_MS)
+            if pool_at_cap(&x.endpoint.pool):
+                worker_look(w, LOOK_IDLE_MS)
             return
     x.upstream.cell.closed[verdict] += 1
     pool_closed(&c.pooled, verdict)
@@ -209,13 +200,9 @@ cdef void pooled_close(Worker *w, Conn *c, int why) noexcept nogil:
 
 
 cdef void ask_for_place(Upstream *u) noexcept nogil:
-    """We wait, with less than our share of a full pool: the others may give up a place. Whoever asked before us is not pushed aside."""
-    cdef PoolCore *p
     cdef uint32_t i
     for i in range(u.n):
-        p = &u.endpoints[i].pool
-        if p.wanted != NULL and gw_atomic_load(p.wanted) == 0 and (p.own_open[0] < p.fair or p.own_open[0] == 0):
-            gw_atomic_store(p.wanted, p.worker)
+        pool_ask(&u.endpoints[i].pool)
 
 
 cdef bint attempt_queue(Worker *w, Exchange *x) noexcept nogil:
@@ -233,13 +220,11 @@ cdef bint attempt_queue(Worker *w, Exchange *x) noexcept nogil:
     x.queue_deadline_ms = x.waiter.deadline_ms
     x.upstream.cell.waiting += 1
     ask_for_place(x.upstream)
-    if w.tick.due_ms == 0 or w.tick.due_ms > w.now_ms + LOOK_MS:
-        timer_arm(&w.wheel, &w.tick, w.now_ms + LOOK_MS)     # a place that another worker gives up comes without an event
+    worker_look(w, LOOK_WAIT_MS)                 # a place that another worker gives up comes without an event
     return True
 
 
 cdef void attempt_leave_queue(Worker *w, Exchange *x) noexcept nogil:
-    cdef PoolCore *p
     cdef uint32_t i
     if x.upstream == NULL or not waiters_drop(&x.upstream.queue, &x.waiter):
         return
@@ -247,9 +232,7 @@ cdef void attempt_leave_queue(Worker *w, Exchange *x) noexcept nogil:
     x.queue_us += <uint32_t>(w.now_us - x.queued_us)
     if x.upstream.queue.n == 0:                  # nobody of us waits any more: the others need not make room
         for i in range(x.upstream.n):
-            p = &x.upstream.endpoints[i].pool
-            if p.wanted != NULL and gw_atomic_load(p.wanted) == p.worker:
-                gw_atomic_store(p.wanted, 0)
+            pool_unask(&x.upstream.endpoints[i].pool)
 
 
 cdef struct WaitingExchange:     # the waiter and what must follow it in an Exchange

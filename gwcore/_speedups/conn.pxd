@@ -17,6 +17,9 @@ cdef enum:
     OUT_SLICES = 64
     OUT_TEXT = 4096          # bytes made by us for one write
     OUT_SMALL = 256          # up to here a copy next to its neighbour costs less than a slice of its own
+    LOOK_WAIT_MS = 10        # how soon the tick looks: for a place in a pool that other workers fill too
+    LOOK_LOG_MS = 20         # for room in the log's ring
+    LOOK_IDLE_MS = 50        # at idle connections of a full pool, and at paused listeners
     OUT_FLAT = 2048          # up to here one write of a copy costs less than one of several slices (0.2 us a message)
 
 cdef enum TimerKind: TIMER_CLIENT, TIMER_UPSTREAM, TIMER_WORKER
@@ -156,4 +159,5 @@ cdef int conn_flush(Worker *w, Conn *c) noexcept nogil
 cdef int conn_rest(Worker *w, Conn *c, const char *at, size_t size) noexcept nogil
 cdef bint conn_register(Worker *w, Conn *c) noexcept nogil
 cdef void conn_again(Worker *w, Conn *c) noexcept nogil
+cdef void worker_look(Worker *w, uint64_t within_ms) noexcept nogil
 cdef uint64_t random_next(Worker *w) noexcept nogil

@@ -371,6 +371,12 @@ cdef void conn_again(Worker *w, Conn *c) noexcept nogil:
     link_append(&w.runnable, &c.run.link)
 
 
+cdef void worker_look(Worker *w, uint64_t within_ms) noexcept nogil:
+    """Have the tick look at what comes without an event."""
+    if w.tick.due_ms == 0 or w.tick.due_ms > w.now_ms + within_ms:
+        timer_arm(&w.wheel, &w.tick, w.now_ms + within_ms)
+
+
 cdef void conn_arm(Worker *w, Conn *c, uint64_t due_ms) noexcept nogil:
     timer_arm(&w.wheel, &c.timer, due_ms)
 

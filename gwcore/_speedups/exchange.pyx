@@ -13,11 +13,11 @@ from gwcore._speedups.attempt cimport (
 from gwcore._speedups.body cimport body_request
 from gwcore._speedups.buffer cimport buf_bytes, buf_give, queue_clear
 from gwcore._speedups.choose cimport hash_of, head_has, rewrite, target_pick, template_key, upgrade_asked
-from gwcore._speedups.chunked cimport chunked_init
+from gwcore._speedups.chunked cimport Chunked, chunked_init
 from gwcore._speedups.cllhttp cimport LLHTTP_REQUEST
 from gwcore._speedups.conn cimport (
-    SCRATCH_BYTES, C_BUSY, C_CONNECTING, C_HEAD, C_IDLE, C_LINGER, Conn, Worker, conn_again, conn_arm, conn_flush, conn_move, conn_read,
-    conn_rest, conn_send, out_reset, out_store,
+    LOOK_LOG_MS, SCRATCH_BYTES, C_BUSY, C_CONNECTING, C_HEAD, C_IDLE, C_LINGER, Conn, Worker, conn_again, conn_arm, conn_flush, conn_move, conn_read,
+    conn_rest, conn_send, out_reset, out_store, worker_look,
 )
 from gwcore._speedups.fields cimport B_TOKEN, BYTE_CLASS
 from gwcore._speedups.forward cimport exchange_note, forward_request
@@ -37,7 +37,6 @@ from gwcore._speedups.reasons cimport (
 from gwcore._speedups.ring cimport ring_room
 from gwcore._speedups.router cimport RouteQuery, router_find
 from gwcore._speedups.slab cimport slab_take
-from gwcore._speedups.timer cimport timer_arm
 from gwcore._speedups.story cimport (
     REQ_DISCARD, REQ_DONE, REQ_STREAM, X_ANSWERING, X_DISCARDING, X_FLUSHING, X_QUEUED, X_SENT, X_TUNNEL, Exchange,
 )
@@ -57,7 +56,6 @@ from gwcore._speedups.relay cimport (
 
 cdef enum:
     LOG_ROOM = 1 << 18       # of the ring: what requests under way may still need
-    LOG_LOOK_MS = 20
 
 
 cdef void client_input(Worker *w, Conn *c) noexcept nogil:
@@ -70,8 +68,7 @@ cdef void client_input(Worker *w, Conn *c) noexcept nogil:
     if w.ring != NULL and w.plan.head.log_block and ring_room(w.ring) < LOG_ROOM:
         link_drop(&c.run.link)                       # access_log.full: block; the tick looks again
         link_append(&w.held, &c.run.link)
-        if w.tick.due_ms == 0:
-            timer_arm(&w.wheel, &w.tick, w.now_ms + LOG_LOOK_MS)
+        worker_look(w, LOOK_LOG_MS)
         return
     if c.input != NULL and c.state == C_IDLE:        # pipelined bytes
         at, size = buf_bytes(c.input), c.input.len
@@ -259,30 +256,28 @@ cdef void begin_refuse(Worker *w, Exchange *x, const char *at, size_t size, int 
 
 cdef void begin_answer(Worker *w, Exchange *x, const char *at, size_t size) noexcept nogil:
     """The route answers by itself."""
-    cdef Conn *c = x.client
-    cdef size_t n = w.request.size
     if x.expects_continue:
         x.keep_alive = 0                     # answered without asking for the body (RFC 9110 10.1.1)
     out_reset(&w.out)
     answer_route(w, &w.out, x.plan.head, x.route, not x.keep_alive, x.http10, x.method == M_HEAD)
-    x.status = x.route.status
+    own_answer(w, x, x.route.status, at, size)
+
+
+cdef void own_answer(Worker *w, Exchange *x, int status, const char *at, size_t size) noexcept nogil:
+    """Send what w.out holds as the whole answer; what is left of the request body is dropped."""
+    x.status = <unsigned short>status
     x.bytes_out = w.out.bytes
-    conn_rest(w, c, at + n, size - n)
+    conn_rest(w, x.client, at + w.request.size, size - w.request.size)
     if x.request_body == REQ_STREAM:
         x.request_body = REQ_DISCARD
-    answered(w, x, conn_send(w, c, &w.out))
+    answered(w, x, conn_send(w, x.client, &w.out))
 
 
 cdef void begin_final(Worker *w, Exchange *x, const char *at, size_t size) noexcept nogil:
     """OPTIONS that may go no further."""
     out_reset(&w.out)
     answer_empty(w, &w.out, x.plan.head, not x.keep_alive, x.http10)
-    x.status = 204
-    x.bytes_out = w.out.bytes
-    conn_rest(w, x.client, at + w.request.size, size - w.request.size)
-    if x.request_body == REQ_STREAM:
-        x.request_body = REQ_DISCARD
-    answered(w, x, conn_send(w, x.client, &w.out))
+    own_answer(w, x, 204, at, size)
 
 
 cdef void begin_proxy(Worker *w, Exchange *x, const char *at, size_t size, const char *path, size_t path_len) noexcept nogil:
@@ -291,7 +286,9 @@ cdef void begin_proxy(Worker *w, Exchange *x, const char *at, size_t size, const
     cdef const PlanHead *p = x.plan.head
     cdef const Route *r = x.route
     cdef size_t used
-    cdef Exchange before
+    cdef uint64_t left, seen, bytes_in
+    cdef uint8_t body
+    cdef Chunked chunks
     cdef int rc, head_rc
     x.hash_target = target_pick(w, p, r).upstream
     x.upstream = <Upstream *>x.plan.upstreams[x.hash_target]
@@ -313,7 +310,7 @@ cdef void begin_proxy(Worker *w, Exchange *x, const char *at, size_t size, const
         if rc != RC_OK or x.expects_continue or (x.upstream.proxy_protocol and not x.reused):
             break
         # a reused connection: everything that is there goes out now
-        before = x[0]
+        left, seen, bytes_in, body, chunks = x.request_left, x.body_seen, x.bytes_in, x.request_body, x.request_chunks
         used = 0
         if x.request_body == REQ_STREAM and size > h.size:
             if body_request(w, x, at + h.size, size - h.size, &w.out, &used) == RC_FAIL:
@@ -329,8 +326,7 @@ cdef void begin_proxy(Worker *w, Exchange *x, const char *at, size_t size, const
             return
         if rc == RC_FAIL:                    # closed while idle; nothing was sent, so any request may go elsewhere
             queue_clear(&w.bufs, &x.replay)
-            x.request_left, x.request_body, x.body_seen = before.request_left, before.request_body, before.body_seen
-            x.request_chunks, x.bytes_in = before.request_chunks, before.bytes_in
+            x.request_left, x.body_seen, x.bytes_in, x.request_body, x.request_chunks = left, seen, bytes_in, body, chunks
             buf_give(&w.bufs, x.request_trailers)
             x.request_trailers = NULL
             x.replay_lost = 0

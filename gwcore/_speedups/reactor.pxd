@@ -5,7 +5,6 @@ from libc.stdint cimport uint8_t
 
 cdef enum:
     LISTENERS_MAX = 64
-    TICK_MS = 50
 
 cdef struct Listener:
     int fd                   # -1 = closed

@@ -6,8 +6,8 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from gwcore._speedups.conn cimport (
-    CONN_CLIENT, CONN_CLOCK, CONN_LISTENER, C_IDLE, Conn, SCRATCH_BYTES, TIMER_CLIENT, TIMER_UPSTREAM, TIMER_WORKER,
-    Worker, conn_arm, conn_move, conn_open, conn_register,
+    CONN_CLIENT, CONN_CLOCK, CONN_LISTENER, LOOK_IDLE_MS, LOOK_WAIT_MS, C_IDLE, Conn, SCRATCH_BYTES, TIMER_CLIENT, TIMER_UPSTREAM, TIMER_WORKER,
+    Worker, conn_arm, conn_move, conn_open, conn_register, worker_look,
 )
 from gwcore._speedups.address cimport address_of
 from gwcore._speedups.attempt cimport ask_for_place, idle_at_cap, idle_give_way
@@ -22,7 +22,7 @@ from gwcore._speedups.sys cimport (
     epoll_create1, epoll_ctl, epoll_event, epoll_wait, errno, itimerspec, read, sockaddr, sockaddr_in6, sockaddr_storage, socklen_t,
     timerfd_create, timerfd_settime, timespec,
 )
-from gwcore._speedups.timer cimport Timer, timer_arm, timer_init, wheel_advance, wheel_init, wheel_next_ms, wheel_pop
+from gwcore._speedups.timer cimport Timer, timer_init, wheel_advance, wheel_init, wheel_next_ms, wheel_pop
 from gwcore._speedups.types cimport Link, Node, link_append, link_drop, link_empty, link_init, link_push
 from gwcore._speedups.upstream cimport Upstream
 
@@ -32,7 +32,6 @@ cdef enum:
     BUDGET_US = 1000
     ACCEPTS = 16             # in one turn, of one listener
     RUNS = 512
-    WAIT_MS = 10             # between looks for a place that another worker gave up
 
 cdef extern from "<time.h>" nogil:
     ctypedef long time_t
@@ -161,7 +160,7 @@ cdef void listeners_pause(Reactor *r, bint pause) noexcept nogil:
         epoll_ctl(r.w.ep, EPOLL_CTL_MOD, r.listeners[i].fd, &e)
     if pause:
         r.w.lane.worker.accept_paused += 1
-        timer_arm(&r.w.wheel, &r.w.tick, r.w.now_ms + TICK_MS)
+        worker_look(&r.w, LOOK_IDLE_MS)
 
 
 cdef bint shed_idle(Worker *w) noexcept nogil:
@@ -283,11 +282,6 @@ cdef void serve_rest(Reactor *r) noexcept nogil:
             tick(r)
 
 
-cdef void timer_soon(Worker *w) noexcept nogil:
-    if w.tick.due_ms == 0:
-        timer_arm(&w.wheel, &w.tick, w.now_ms + TICK_MS)
-
-
 cdef void tick(Reactor *r) noexcept nogil:
     """Only while something waits: requests for a place in a pool that other workers fill too, other workers for one of ours; accepting that was
     paused goes on when a twentieth of the descriptors is free again; connections held back by a full log are looked at again."""
@@ -306,14 +300,14 @@ cdef void tick(Reactor *r) noexcept nogil:
             ask_for_place(u)
             link_drop(&u.serve)
             link_append(&w.serve, &u.serve)
-            timer_arm(&w.wheel, &w.tick, w.now_ms + WAIT_MS)
-        elif w.tick.due_ms == 0 and idle_at_cap(u):
-            timer_soon(w)
+            worker_look(w, LOOK_WAIT_MS)
+        elif idle_at_cap(u):
+            worker_look(w, LOOK_IDLE_MS)
     if w.accept_paused:
         if w.fds < enough:
             listeners_pause(r, False)
         else:
-            timer_soon(w)
+            worker_look(w, LOOK_IDLE_MS)
 
 
 cdef void clock_arm(Worker *w) noexcept nogil:

@@ -71,41 +71,24 @@ int close(int fd)
     return real(fd);
 }
 
-ssize_t recv(int fd, void *buf, size_t size, int flags)
-{
-    static ssize_t (*real)(int, void *, size_t, int);
-    if (!real)
-        real = REAL(recv);
-    int fault = strikes(RECV);
-    if (fault == SHORT && size) {
-        ssize_t n = real(fd, buf, 1, flags);
-        again(fd);
-        return n;
+#define MOVING(call, name, Buffer)                             \
+    ssize_t name(int fd, Buffer buf, size_t size, int flags)    \
+    {                                                           \
+        static ssize_t (*real)(int, Buffer, size_t, int);       \
+        if (!real)                                              \
+            real = REAL(name);                                  \
+        int fault = strikes(call);                              \
+        if (!fault)                                             \
+            return real(fd, buf, size, flags);                  \
+        ssize_t n = fault == SHORT ? real(fd, buf, 1, flags) : -1; \
+        again(fd);                                              \
+        if (fault > 0)                                          \
+            errno = fault;                                      \
+        return n;                                               \
     }
-    if (fault) {
-        again(fd);
-        return errno = fault, -1;
-    }
-    return real(fd, buf, size, flags);
-}
 
-ssize_t send(int fd, const void *buf, size_t size, int flags)
-{
-    static ssize_t (*real)(int, const void *, size_t, int);
-    if (!real)
-        real = REAL(send);
-    int fault = strikes(SEND);
-    if (fault == SHORT && size) {
-        ssize_t n = real(fd, buf, 1, flags);
-        again(fd);
-        return n;
-    }
-    if (fault) {
-        again(fd);
-        return errno = fault, -1;
-    }
-    return real(fd, buf, size, flags);
-}
+MOVING(RECV, recv, void *)
+MOVING(SEND, send, const void *)
 
 ssize_t sendmsg(int fd, const struct msghdr *msg, int flags)
 {
