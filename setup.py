@@ -24,7 +24,13 @@ DIRECTIVES = {
     "initializedcheck": False,
     "auto_pickle": False,
 }
-LIBRARIES = {"gwcore._speedups.regex": ["pcre2-8"], "gwcore._speedups.crypto": ["ssl", "crypto"]}
+OPENSSL = ["ssl", "crypto"]
+LIBRARIES = {
+    "gwcore._speedups.regex": ["pcre2-8"],
+    "gwcore._speedups.crypto": OPENSSL,
+    "gwcore._speedups.tls": OPENSSL,
+    "gwcore._speedups.tlsserver": OPENSSL,
+}
 
 
 def strict_cythonize(extensions, **options):

@@ -1,5 +1,6 @@
 # Level 6. Answers that the gateway makes itself: errors as problem+json (RFC 9457, 9209), prepared answers of routes.
-from gwcore._speedups.conn cimport OutList, Worker
+from gwcore._speedups.conn cimport Worker
+from gwcore._speedups.outlist cimport OutList
 from gwcore._speedups.plan cimport PlanHead, Route
 from gwcore._speedups.story cimport Exchange
 

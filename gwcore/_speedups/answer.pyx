@@ -3,8 +3,9 @@ from libc.stddef cimport size_t
 from libc.string cimport memcpy, strlen
 
 from gwcore._speedups.buffer cimport buf_bytes
-from gwcore._speedups.conn cimport OutList, Worker, out_copy, out_number, out_some
+from gwcore._speedups.conn cimport Worker
 from gwcore._speedups.fields cimport METHODS, METHOD_SIZE
+from gwcore._speedups.outlist cimport OutList, out_copy, out_number, out_some
 from gwcore._speedups.plan cimport PlanHead, Route, plan_text
 from gwcore._speedups.reasons cimport R_METHOD_NOT_ALLOWED, ReasonRow, reason_row
 from gwcore._speedups.story cimport Exchange

@@ -1,5 +1,6 @@
 # Level 6. Bodies from one framing into another: slices in, slices out.
-from gwcore._speedups.conn cimport OutList, Worker
+from gwcore._speedups.conn cimport Worker
+from gwcore._speedups.outlist cimport OutList
 from gwcore._speedups.story cimport Exchange
 from gwcore._speedups.types cimport size_t
 

@@ -2,8 +2,9 @@
 from libc.stddef cimport size_t
 
 from gwcore._speedups.chunked cimport CHUNK_TRAILER, chunked_next
-from gwcore._speedups.conn cimport OutList, Worker, out_add, out_number
+from gwcore._speedups.conn cimport Worker
 from gwcore._speedups.http1 cimport BODY_CLOSE, BODY_LENGTH, BODY_NONE
+from gwcore._speedups.outlist cimport OutList, out_add, out_number
 from gwcore._speedups.reasons cimport R_BAD_FRAMING, R_BODY_TOO_LARGE, R_BUFFER_LIMIT, R_RESPONSE_TRUNCATED
 from gwcore._speedups.story cimport REQ_DONE, Exchange
 from gwcore._speedups.trailers cimport trailers_keep, trailers_out

@@ -1,22 +1,23 @@
 # Level 4. One TCP connection of either side, and the worker context that everything above works in.
 from gwcore._speedups.buffer cimport Buf, BufPool, ByteQueue
 from gwcore._speedups.head cimport Head
+from gwcore._speedups.outlist cimport OutList
 from gwcore._speedups.plan cimport PlanHead
 from gwcore._speedups.regex cimport Regex
 from gwcore._speedups.ring cimport Ring
 from gwcore._speedups.shm cimport Lane, Segment_
 from gwcore._speedups.slab cimport Slab, SlabItem
-from gwcore._speedups.sys cimport iovec, sockaddr_storage
+from gwcore._speedups.sys cimport sockaddr_storage
 from gwcore._speedups.timer cimport Timer, Wheel
+from gwcore._speedups.tls cimport Tls, TlsIo
+from gwcore._speedups.tlsserver cimport TlsServer
 from gwcore._speedups.types cimport Link, Node, size_t, uint32_t, uint64_t
 from gwcore.pool cimport PoolItem
 from libc.stdint cimport uint8_t, uint16_t
 
 cdef enum:
+    LISTENERS_MAX = 64
     SCRATCH_BYTES = 131072   # one read takes up to this
-    OUT_SLICES = 64
-    OUT_TEXT = 4096          # bytes made by us for one write
-    OUT_SMALL = 256          # up to here a copy next to its neighbour costs less than a slice of its own
     LOOK_WAIT_MS = 10        # how soon the tick looks: for a place in a pool that other workers fill too
     LOOK_LOG_MS = 20         # for room in the log's ring
     LOOK_IDLE_MS = 50        # at idle connections of a full pool, and at paused listeners
@@ -42,6 +43,7 @@ cdef struct LocalPlan:       # a plan as this worker holds it; owned by the plan
     size_t bytes
     Regex *regexes
     void **upstreams         # Upstream * by index of the plan
+    TlsServer *servers       # by index of the plan's tls
     uint32_t refs
     LocalPlan *older
 
@@ -50,9 +52,11 @@ cdef struct Conn:
     Timer timer
     PoolItem pooled          # upstream side: its place in the pool
     void *exchange           # Exchange * while one holds this connection
-    void *owner              # upstream side: Endpoint *; client side: Listener *
+    void *owner              # upstream side: Endpoint *
     Buf *input               # bytes read and not consumed; NULL = none
-    ByteQueue output         # bytes that the socket did not take
+    ByteQueue output         # bytes that the socket did not take (sealed, on a TLS connection)
+    Tls tls
+    LocalPlan *plan          # held while a TLS handshake runs, whose certificates are in it
     Node run                 # in the worker's list of those to look at again in this turn
     Node idle                # client side: in the worker's list of idle ones, longest idle last
     uint64_t opened_ms
@@ -69,20 +73,11 @@ cdef struct Conn:
     uint8_t shut             # our side of a tunnel is closed
     uint8_t proxy_due        # its PROXY header has not come yet
     uint8_t trusted          # the peer is one of trusted_proxies
+    uint8_t listener         # client side: place in Worker.servers
     uint8_t counted          # client side: limits.connections_per_client counts it
     uint16_t port
     uint8_t peer[16]
     uint32_t linger_left
-
-cdef struct OutList:         # what one write sends; lives in the worker, emptied by conn_send
-    iovec iov[64]
-    int n
-    uint32_t text_used
-    bint failed              # memory was out: something is missing, nothing may be sent
-    size_t bytes
-    BufPool *bufs
-    ByteQueue spill          # what came after the slices or the text ran out, copied
-    char text[4096]
 
 cdef struct Pipe:
     int out
@@ -131,23 +126,12 @@ cdef struct Worker:          # one per process; the context of everything
     OutList out
     char *scratch
     char flat[2048]
+    TlsIo tls
+    TlsServer *servers[64]   # by listener, of the current plan; NULL = plain
     Pipe pipes[16]           # see splice.pyx
     int pipes_max
     char path[8448]          # a normalised or rewritten path
     char host[272]           # a normalised host
-
-cdef void out_reset(OutList *o) noexcept nogil
-cdef int out_store(BufPool *p, const OutList *o, ByteQueue *q) noexcept nogil
-cdef void out_add(OutList *o, const char *at, size_t size) noexcept nogil
-cdef void out_copy(OutList *o, const char *at, size_t size) noexcept nogil
-cdef inline void out_some(OutList *o, const char *at, size_t size) noexcept nogil:
-    """A slice when it is long, a copy when it is short."""
-    if size <= OUT_SMALL:
-        out_copy(o, at, size)
-    else:
-        out_add(o, at, size)
-
-cdef void out_number(OutList *o, uint64_t n, int base) noexcept nogil
 
 cdef bint conn_move(Worker *w, Conn *c, int to) noexcept nogil
 cdef Conn *conn_open(Worker *w, int side, int fd) noexcept nogil
@@ -156,6 +140,9 @@ cdef void conn_arm(Worker *w, Conn *c, uint64_t due_ms) noexcept nogil
 cdef int conn_read(Worker *w, Conn *c, size_t most, const char **at, size_t *size) noexcept nogil
 cdef int conn_send(Worker *w, Conn *c, OutList *o) noexcept nogil
 cdef int conn_flush(Worker *w, Conn *c) noexcept nogil
+cdef bint conn_tls(Worker *w, Conn *c) noexcept nogil
+cdef int conn_handshake(Worker *w, Conn *c) noexcept nogil
+cdef void conn_shut(Worker *w, Conn *c) noexcept nogil
 cdef int conn_rest(Worker *w, Conn *c, const char *at, size_t size) noexcept nogil
 cdef bint conn_register(Worker *w, Conn *c) noexcept nogil
 cdef void conn_again(Worker *w, Conn *c) noexcept nogil

@@ -7,12 +7,18 @@ from gwcore._speedups.buffer cimport (
     BUF_LONG, BUF_HEAD, Buf, BufPool, ByteQueue, buf_bytes, buf_give, buf_grow, buf_room, buf_space, buf_take, queue_add, queue_clear, queue_skip,
 )
 from gwcore._speedups.clients cimport client_leave
+from gwcore._speedups.outlist cimport OutList, out_reset, out_store
+from gwcore._speedups.outlist cimport OutList, out_reset, out_store
 from gwcore._speedups.slab cimport slab_give, slab_take
 from gwcore._speedups.sys cimport (
-    EAGAIN, EINTR, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLL_CTL_ADD, MSG_NOSIGNAL, close, epoll_ctl, epoll_event, errno,
-    iovec, msghdr, recv, send, sendmsg,
+    EAGAIN, EINTR, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLL_CTL_ADD, MSG_NOSIGNAL, SHUT_WR, close, epoll_ctl, epoll_event, errno,
+    iovec, msghdr, recv, send, sendmsg, shutdown,
 )
 from gwcore._speedups.timer cimport timer_arm, timer_cancel, timer_init
+from gwcore._speedups.tls cimport (
+    TLS_FLOW_BYTES, TLS_IN_BYTES, TLS_OVERHEAD, TLS_RECORD, TLS_RECORD_FIRST, tls_begin, tls_bye, tls_end, tls_holds, tls_io_open, tls_open,
+    tls_out_room, tls_seal, tls_step,
+)
 from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK, link_append, link_drop, link_init, size_t
 
 # from FREE, IDLE, HEAD, BUSY, LINGER, CONNECTING, READY, POOLED: the legal next states
@@ -51,86 +57,6 @@ cdef uint64_t random_next(Worker *w) noexcept nogil:
 
 # ---- what goes out ------------------------------------------------------------------------------------------------
 
-cdef void out_reset(OutList *o) noexcept nogil:
-    o.n = 0
-    o.text_used = 0
-    o.bytes = 0
-    o.failed = False
-    if o.spill.bytes:
-        queue_clear(o.bufs, &o.spill)
-
-
-cdef void out_spill(OutList *o, const char *at, size_t size) noexcept nogil:
-    """Behind the slices, copied. Without memory the list is good for nothing any more: a hole in a message is worse than its end."""
-    if not o.failed and queue_add(o.bufs, &o.spill, at, size) != RC_OK:
-        o.failed = True
-
-
-cdef void out_add(OutList *o, const char *at, size_t size) noexcept nogil:
-    """Add a slice. It joins the last one when they touch; when the list is full the bytes are copied instead."""
-    cdef iovec *last
-    if size == 0:
-        return
-    o.bytes += size
-    if o.spill.bytes or o.failed:
-        out_spill(o, at, size)
-        return
-    if o.n:
-        last = &o.iov[o.n - 1]
-        if <const char *>last.iov_base + last.iov_len == at:
-            last.iov_len += size
-            return
-    if o.n == OUT_SLICES:
-        out_spill(o, at, size)
-        return
-    o.iov[o.n].iov_base = <void *>at
-    o.iov[o.n].iov_len = size
-    o.n += 1
-
-
-cdef void out_copy(OutList *o, const char *at, size_t size) noexcept nogil:
-    """Add bytes that do not live until the write: they are copied to the list's own text."""
-    if o.text_used + size > OUT_TEXT:
-        if o.spill.bytes == 0 and size:
-            out_spill(o, at, size)
-            o.bytes += size
-        else:
-            out_add(o, at, size)
-        return
-    memcpy(o.text + o.text_used, at, size)
-    out_add(o, o.text + o.text_used, size)
-    o.text_used += <uint32_t>size
-
-
-cdef void out_number(OutList *o, uint64_t n, int base) noexcept nogil:
-    cdef char digits[24]
-    cdef int i = 24
-    while True:
-        i -= 1
-        digits[i] = b"0123456789abcdef"[n % base]
-        n //= base
-        if n == 0:
-            break
-    out_copy(o, digits + i, 24 - i)
-
-
-cdef int out_store(BufPool *p, const OutList *o, ByteQueue *q) noexcept nogil:
-    """Copy all of the list to the end of a queue."""
-    cdef int i
-    cdef Buf *b
-    if o.failed:
-        return RC_FAIL
-    for i in range(o.n):
-        if queue_add(p, q, <const char *>o.iov[i].iov_base, o.iov[i].iov_len) != RC_OK:
-            return RC_FAIL
-    b = o.spill.head
-    while b != NULL:
-        if queue_add(p, q, buf_bytes(b), b.len) != RC_OK:
-            return RC_FAIL
-        b = b.next
-    return RC_OK
-
-
 cdef int conn_send(Worker *w, Conn *c, OutList *o) noexcept nogil:
     """Send the list and empty it. RC_OK: all of it is with the kernel. RC_AGAIN: the rest is queued in c.output. RC_FAIL: c.broken."""
     cdef msghdr msg
@@ -144,6 +70,8 @@ cdef int conn_send(Worker *w, Conn *c, OutList *o) noexcept nogil:
         return RC_FAIL
     if o.bytes == 0:
         return RC_OK if c.output.bytes == 0 else RC_AGAIN
+    if c.tls.ssl != NULL:
+        return sealed_send(w, c, o)
     if c.output.bytes or o.spill.bytes or not c.writable:
         rc = out_store(&w.bufs, o, &c.output)
         out_reset(o)
@@ -261,6 +189,8 @@ cdef int conn_read(Worker *w, Conn *c, size_t most, const char **at, size_t *siz
         room = BUF_LONG - BUF_HEAD               # what comes behind a head may have to wait, in one buffer
     if room > most:
         room = most
+    if c.tls.ssl != NULL:
+        return sealed_read(w, c, into, room, at, size)
     while True:
         n = recv(c.fd, into, room, 0)
         if n != -1 or errno != EINTR:
@@ -308,6 +238,260 @@ cdef int conn_rest(Worker *w, Conn *c, const char *at, size_t size) noexcept nog
     return RC_OK
 
 
+# ---- TLS ----------------------------------------------------------------------------------------------------------
+
+cdef bint conn_tls(Worker *w, Conn *c) noexcept nogil:
+    """Expect a TLS handshake on a client connection whose listener asks for one; what came already is ciphertext. False when memory is out."""
+    cdef TlsServer *server = w.servers[c.listener]
+    if server == NULL:
+        return True
+    if not tls_io_open(&w.tls) or not tls_begin(&w.tls, &c.tls, server.contexts[0], True):
+        return False
+    c.tls.server = server
+    c.tls.sealed = c.input
+    c.input = NULL
+    c.plan = w.plan
+    c.plan.refs += 1
+    return True
+
+
+cdef void plan_release(Conn *c) noexcept nogil:
+    if c.plan != NULL:
+        c.plan.refs -= 1
+        c.plan = NULL
+    c.tls.server = NULL
+
+
+cdef int window_fill(Worker *w, Conn *c, size_t most) noexcept nogil:
+    """Ciphertext for one call: what waits, else one read of the socket. RC_OK, or as conn_read."""
+    cdef ssize_t n
+    if c.tls.sealed != NULL:
+        w.tls.in_at = buf_bytes(c.tls.sealed)
+        w.tls.in_left = c.tls.sealed.len
+        return RC_OK
+    w.tls.in_left = 0
+    if not c.readable:
+        return RC_AGAIN
+    most = most + TLS_OVERHEAD
+    if most > TLS_IN_BYTES:
+        most = TLS_IN_BYTES
+    while True:
+        n = recv(c.fd, w.tls.inbox, most, 0)
+        if n != -1 or errno != EINTR:
+            break
+    if n > 0:
+        if <size_t>n < most and not c.ended:
+            c.readable = 0
+        c.tls.begun = 1
+        w.tls.in_at = w.tls.inbox
+        w.tls.in_left = n
+        return RC_OK
+    c.readable = 0
+    if n == 0:
+        c.ended = 2
+        if not c.tls.closed:
+            c.cut = 1                        # FIN without close_notify: somebody may have cut the stream (RFC 8446 6.1)
+        return RC_DONE
+    if errno == EAGAIN:
+        return RC_AGAIN
+    c.broken = 1
+    return RC_FAIL
+
+
+cdef int window_keep(Worker *w, Conn *c) noexcept nogil:
+    """After the call: keep what it left of the window."""
+    cdef Buf *b = c.tls.sealed
+    if b != NULL:
+        if w.tls.in_left:
+            b.off += b.len - <uint32_t>w.tls.in_left
+            b.len = <uint32_t>w.tls.in_left
+            return RC_OK
+        c.tls.sealed = NULL
+        buf_give(&w.bufs, b)
+        return RC_OK
+    if w.tls.in_left:
+        b = buf_take(&w.bufs, w.tls.in_left)
+        if b == NULL:
+            c.broken = 1
+            return RC_FAIL
+        memcpy(buf_room(b), w.tls.in_at, w.tls.in_left)
+        b.len = <uint32_t>w.tls.in_left
+        c.tls.sealed = b
+    return RC_OK
+
+
+cdef int sealed_push(Worker *w, Conn *c) noexcept nogil:
+    """Give the kernel the ciphertext that was made, queue what it does not take. RC_OK: nothing is queued. RC_AGAIN, RC_FAIL as conn_send."""
+    cdef size_t size = w.tls.out_used
+    cdef ssize_t n = 0
+    w.tls.out_used = 0
+    if size and c.output.bytes == 0 and c.writable:
+        while True:
+            n = send(c.fd, w.tls.out, size, MSG_NOSIGNAL)
+            if n != -1 or errno != EINTR:
+                break
+        if n == <ssize_t>size:
+            return RC_OK
+        if n == -1:
+            if errno != EAGAIN:
+                c.broken = 1
+                return RC_FAIL
+            n = 0
+        c.writable = 0
+    if size and queue_add(&w.bufs, &c.output, w.tls.out + n, size - n) != RC_OK:
+        c.broken = 1
+        c.cut = 1
+        return RC_FAIL
+    if c.output.bytes and c.writable:
+        return conn_flush(w, c)
+    return RC_AGAIN if c.output.bytes else RC_OK
+
+
+cdef int sealed_read(Worker *w, Conn *c, char *into, size_t room, const char **at, size_t *size) noexcept nogil:
+    """conn_read of a TLS connection: read ciphertext once, open all of it for which there is room."""
+    cdef size_t got = 0
+    cdef int rc, opened
+    w.tls.out_used = 0
+    while got == 0:
+        rc = window_fill(w, c, room)
+        if rc != RC_OK and not tls_holds(&c.tls):
+            return rc
+        opened = tls_open(&w.tls, &c.tls, into, room, &got)
+        if window_keep(w, c) != RC_OK:
+            return RC_FAIL
+        if w.tls.out_used:                   # an alert, or the answer to a key update
+            sealed_push(w, c)
+        if opened == RC_FAIL:
+            c.broken = 1
+            return RC_FAIL
+        if opened == RC_DONE:
+            c.ended = 2
+            if got == 0:
+                return RC_DONE
+        elif opened == RC_AGAIN:
+            c.readable = 1
+        elif got == 0 and rc != RC_OK:
+            return rc
+    if c.input != NULL:
+        c.input.len += <uint32_t>got
+        at[0] = buf_bytes(c.input)
+        size[0] = c.input.len
+    else:
+        at[0] = into
+        size[0] = got
+    return RC_OK
+
+
+cdef int record_out(Worker *w, Conn *c, const char *at, size_t n) noexcept nogil:
+    if tls_out_room(&w.tls) < n + TLS_OVERHEAD and sealed_push(w, c) == RC_FAIL:
+        return RC_FAIL
+    if tls_seal(&w.tls, &c.tls, at, n) != RC_OK:
+        c.broken = 1
+        return RC_FAIL
+    c.tls.flow += <uint32_t>n
+    return RC_OK
+
+
+cdef int bytes_out(Worker *w, Conn *c, const char *at, size_t n, size_t *staged) noexcept nogil:
+    """Add plaintext to the present record, or make whole records of it as it lies."""
+    cdef size_t most, part
+    while n:
+        most = TLS_RECORD if c.tls.flow >= TLS_FLOW_BYTES else TLS_RECORD_FIRST
+        if staged[0] == 0 and n >= most:
+            if record_out(w, c, at, most) != RC_OK:
+                return RC_FAIL
+            at += most
+            n -= most
+            continue
+        part = n if n < most - staged[0] else most - staged[0]
+        memcpy(w.tls.stage + staged[0], at, part)
+        staged[0] += part
+        at += part
+        n -= part
+        if staged[0] == most:
+            if record_out(w, c, w.tls.stage, most) != RC_OK:
+                return RC_FAIL
+            staged[0] = 0
+    return RC_OK
+
+
+cdef int sealed_send(Worker *w, Conn *c, OutList *o) noexcept nogil:
+    """conn_send of a TLS connection. Everything is sealed at once; what the socket does not take waits as ciphertext."""
+    cdef size_t staged = 0
+    cdef int i, rc = RC_OK
+    cdef Buf *b = o.spill.head
+    cdef bint sent = c.output.bytes != 0
+    if w.date_s != c.tls.flow_s:             # a second or more since the last write: the peer's window may have shrunk
+        if w.date_s > <uint64_t>c.tls.flow_s + 1:
+            c.tls.flow = 0
+        c.tls.flow_s = <uint32_t>w.date_s
+    w.tls.out_used = 0
+    for i in range(o.n):
+        rc = bytes_out(w, c, <const char *>o.iov[i].iov_base, o.iov[i].iov_len, &staged)
+        if rc != RC_OK:
+            break
+    while rc == RC_OK and b != NULL:
+        rc = bytes_out(w, c, buf_bytes(b), b.len, &staged)
+        b = b.next
+    if rc == RC_OK and staged:
+        rc = record_out(w, c, w.tls.stage, staged)
+    out_reset(o)
+    if rc != RC_OK:
+        c.cut = 1
+        return RC_FAIL
+    return sealed_push(w, c)
+
+
+cdef int conn_handshake(Worker *w, Conn *c) noexcept nogil:
+    """Go on with a TLS handshake. RC_OK: it is over, and c.readable says whether bytes wait. RC_AGAIN: it waits for the peer. RC_DONE,
+    RC_FAIL: the peer ended, or it failed (c.tls.error; the alert is sent)."""
+    cdef int rc, step
+    while True:
+        rc = window_fill(w, c, TLS_IN_BYTES)
+        if rc != RC_OK and not (rc == RC_AGAIN and tls_holds(&c.tls)):
+            return rc
+        while True:
+            w.tls.out_used = 0
+            step = tls_step(&w.tls, &c.tls)
+            if w.tls.out_used and sealed_push(w, c) == RC_FAIL:
+                step = RC_FAIL
+            if step != RC_AGAIN or w.tls.in_left == 0:
+                break
+        if window_keep(w, c) != RC_OK:
+            step = RC_FAIL
+        if step == RC_OK:
+            plan_release(c)
+            if tls_holds(&c.tls):
+                c.readable = 1
+            return RC_OK
+        if step == RC_FAIL:
+            return RC_FAIL
+        if rc == RC_AGAIN or not c.readable:
+            return RC_AGAIN
+
+
+cdef void conn_shut(Worker *w, Conn *c) noexcept nogil:
+    """Say that nothing more comes: close_notify where there is TLS, then FIN."""
+    if c.tls.ssl != NULL and not c.tls.due and not c.broken and not c.cut:
+        w.tls.out_used = 0
+        tls_bye(&w.tls, &c.tls)
+        sealed_push(w, c)
+    shutdown(c.fd, SHUT_WR)
+
+
+cdef void tls_drop(Worker *w, Conn *c) noexcept nogil:
+    """The session ends with its connection. A peer that is still there is told, unless the stream is cut on purpose."""
+    if c.tls.ssl != NULL and not c.tls.due and not c.broken and not c.cut and not c.ended and not c.tls.closed and c.state != C_LINGER and c.fd >= 0 and c.output.bytes == 0:
+        w.tls.out_used = 0
+        tls_bye(&w.tls, &c.tls)
+        if w.tls.out_used:
+            send(c.fd, w.tls.out, w.tls.out_used, MSG_NOSIGNAL)
+    tls_end(&c.tls)
+    buf_give(&w.bufs, c.tls.sealed)
+    c.tls.sealed = NULL
+    plan_release(c)
+
+
 # ---- life ---------------------------------------------------------------------------------------------------------
 
 cdef Conn *conn_open(Worker *w, int side, int fd) noexcept nogil:
@@ -344,6 +528,7 @@ cdef void conn_close(Worker *w, Conn *c) noexcept nogil:
     """Close the socket and give everything back that the connection itself holds. Closing twice is harmless."""
     if not c.item.live:
         return
+    tls_drop(w, c)
     conn_move(w, c, C_FREE)
     timer_cancel(&w.wheel, &c.timer)
     link_drop(&c.idle.link)

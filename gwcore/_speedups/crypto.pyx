@@ -1,9 +1,20 @@
-"""The OpenSSL that this build is linked with. TLS itself comes with its own issue; the wheel carries the library already."""
+"""What the configuration asks OpenSSL about certificates, keys and names of algorithms: the library that will use them is the one that judges
+them. Cold; with the GIL."""
+import calendar
+import ipaddress
 
-cdef extern from "<openssl/ssl.h>" nogil:
-    int OPENSSL_init_ssl(unsigned long options, const void *settings)
-    enum: OPENSSL_VERSION
-    const char *OpenSSL_version(int kind)
+from libc.stddef cimport size_t
+
+from gwcore._speedups.copenssl cimport (
+    ASN1_STRING, ASN1_STRING_get0_data, ASN1_STRING_length, ASN1_TIME, ASN1_TIME_to_tm, BIO, BIO_free, BIO_new_mem_buf, ERR_clear_error,
+    ERR_peek_error, ERR_reason_error_string, EVP_PKEY, EVP_PKEY_EC, EVP_PKEY_ED25519, EVP_PKEY_RSA, EVP_PKEY_RSA_PSS, EVP_PKEY_free,
+    EVP_PKEY_get_base_id, EVP_PKEY_get_bits, EVP_PKEY_get_security_bits, EVP_sha256, GENERAL_NAME, GENERAL_NAMES, GENERAL_NAMES_free, GENERAL_NAME_get0_value,
+    GEN_DNS, GEN_IPADD, NID_subject_alt_name, OPENSSL_VERSION, OPENSSL_init_ssl, OpenSSL_version, PEM_read_bio_PrivateKey,
+    PEM_read_bio_X509, PEM_read_bio_X509_CRL, SSL_CTX, SSL_CTX_free, SSL_CTX_new, SSL_CTX_set1_groups_list, SSL_CTX_set_cipher_list,
+    SSL_CTX_set_ciphersuites, TLS_server_method, X509, X509_CRL, X509_CRL_free, X509_CRL_get0_nextUpdate, X509_NAME_oneline,
+    X509_check_issued, X509_check_private_key, X509_digest, X509_free, X509_get0_notAfter, X509_get0_notBefore, X509_get0_pubkey,
+    X509_get_ext_d2i, X509_get_issuer_name, X509_get_subject_name, sk_GENERAL_NAME_num, sk_GENERAL_NAME_value, tm_,
+)
 
 
 def version() -> str:
@@ -11,3 +22,158 @@ def version() -> str:
     if OPENSSL_init_ssl(0, NULL) != 1:
         raise RuntimeError("OpenSSL does not initialise; is the installation whole?")
     return OpenSSL_version(OPENSSL_VERSION).decode()
+
+
+cdef str trouble(str otherwise):
+    """OpenSSL's word for what went wrong last; its queue is empty afterwards."""
+    cdef const char *why = ERR_reason_error_string(ERR_peek_error())
+    ERR_clear_error()
+    return why.decode() if why != NULL else otherwise
+
+
+cdef int no_password(char *into, int size, int writing, void *arg) noexcept nogil:
+    return -1
+
+
+cdef object unix_time(const ASN1_TIME *t):
+    cdef tm_ out
+    if t == NULL or ASN1_TIME_to_tm(t, &out) != 1:
+        return None
+    return calendar.timegm((out.tm_year + 1900, out.tm_mon + 1, out.tm_mday, out.tm_hour, out.tm_min, out.tm_sec))
+
+
+cdef list names_of(X509 *x):
+    """DNS names in lower case and addresses of the subjectAltName; a common name counts for nothing (RFC 9525)."""
+    cdef GENERAL_NAMES *all = <GENERAL_NAMES *>X509_get_ext_d2i(x, NID_subject_alt_name, NULL, NULL)
+    cdef GENERAL_NAME *one
+    cdef ASN1_STRING *s
+    cdef int i
+    names = []
+    if all == NULL:
+        return names
+    for i in range(sk_GENERAL_NAME_num(all)):
+        one = sk_GENERAL_NAME_value(all, i)
+        if one.type == GEN_DNS:
+            s = <ASN1_STRING *>GENERAL_NAME_get0_value(one, NULL)
+            names.append(ASN1_STRING_get0_data(s)[:ASN1_STRING_length(s)].decode("latin-1").lower().rstrip("."))
+        elif one.type == GEN_IPADD:
+            s = <ASN1_STRING *>GENERAL_NAME_get0_value(one, NULL)
+            raw = ASN1_STRING_get0_data(s)[:ASN1_STRING_length(s)]
+            if len(raw) in (4, 16):
+                ip = ipaddress.ip_address(raw)
+                names.append(str(ip) if ip.version == 4 else f"[{ip}]")
+    GENERAL_NAMES_free(all)
+    return names
+
+
+cdef dict facts_of(X509 *x):
+    cdef char line[512]
+    cdef unsigned char digest[64]
+    cdef unsigned int size = 0
+    cdef EVP_PKEY *k = X509_get0_pubkey(x)
+    cdef int kind = EVP_PKEY_get_base_id(k) if k != NULL else 0
+    X509_NAME_oneline(X509_get_subject_name(x), line, sizeof(line))
+    subject = line.decode(errors="replace")
+    X509_NAME_oneline(X509_get_issuer_name(x), line, sizeof(line))
+    X509_digest(x, EVP_sha256(), digest, &size)
+    return {
+        "subject": subject,
+        "issuer": line.decode(errors="replace"),
+        "names": names_of(x),
+        "not_before": unix_time(X509_get0_notBefore(x)),
+        "not_after": unix_time(X509_get0_notAfter(x)),
+        "sha256": digest[:size].hex(),
+        "key": {EVP_PKEY_RSA: "RSA", EVP_PKEY_RSA_PSS: "RSA-PSS", EVP_PKEY_EC: "EC", EVP_PKEY_ED25519: "Ed25519"}.get(kind, "other"),
+        "bits": EVP_PKEY_get_bits(k) if k != NULL else 0,
+        "security_bits": EVP_PKEY_get_security_bits(k) if k != NULL else 0,
+    }
+
+
+def certificates(pem: bytes) -> list[dict]:
+    """The certificates of a PEM file, in its order: subject, issuer, names (DNS names in lower case, addresses), not_before and not_after (unix
+    time), sha256, key, bits, security_bits, and `signed`: whether the next one in the file issued it (None for the last). ValueError when one
+    of them cannot be read, or there is none."""
+    cdef BIO *b = BIO_new_mem_buf(<const char *>pem, <int>len(pem))
+    cdef X509 *x
+    cdef X509 *before = NULL
+    found = []
+    try:
+        while True:
+            x = PEM_read_bio_X509(b, NULL, no_password, NULL)
+            if x == NULL:
+                why = trouble("no start line")
+                if "no start line" not in why:
+                    raise ValueError(f"certificate {len(found) + 1} of the file: {why}")
+                break
+            if before != NULL:
+                found[len(found) - 1]["signed"] = X509_check_issued(x, before) == 0
+                X509_free(before)
+            before = x
+            found.append(dict(facts_of(x), signed=None))
+    finally:
+        X509_free(before)
+        BIO_free(b)
+        ERR_clear_error()
+    if not found:
+        raise ValueError("there is no certificate in it")
+    return found
+
+
+def check_key(chain: bytes, key: bytes) -> str:
+    """"" when the PEM key belongs to the first certificate of the PEM chain, else what is wrong."""
+    cdef BIO *b = BIO_new_mem_buf(<const char *>chain, <int>len(chain))
+    cdef X509 *x = PEM_read_bio_X509(b, NULL, no_password, NULL)
+    cdef EVP_PKEY *k
+    BIO_free(b)
+    if x == NULL:
+        return trouble("there is no certificate in it")
+    b = BIO_new_mem_buf(<const char *>key, <int>len(key))
+    k = PEM_read_bio_PrivateKey(b, NULL, no_password, NULL)
+    BIO_free(b)
+    if k == NULL:
+        X509_free(x)
+        if b"ENCRYPTED" in key:
+            ERR_clear_error()
+            return "the key is encrypted; store it without a password and protect the file"
+        return f"there is no private key in it ({trouble('unreadable')})"
+    good = X509_check_private_key(x, k) == 1
+    ERR_clear_error()
+    EVP_PKEY_free(k)
+    X509_free(x)
+    return "" if good else "the key is not the certificate's"
+
+
+def crl_expiry(pem: bytes) -> list:
+    """When each revocation list of a PEM file wants to be replaced (unix time, or None). ValueError when there is none."""
+    cdef BIO *b = BIO_new_mem_buf(<const char *>pem, <int>len(pem))
+    cdef X509_CRL *l
+    out = []
+    while True:
+        l = PEM_read_bio_X509_CRL(b, NULL, no_password, NULL)
+        if l == NULL:
+            break
+        out.append(unix_time(X509_CRL_get0_nextUpdate(l)))
+        X509_CRL_free(l)
+    BIO_free(b)
+    ERR_clear_error()
+    if not out:
+        raise ValueError("there is no revocation list in it")
+    return out
+
+
+def accepts(kind: str, value: str) -> bool:
+    """Does this OpenSSL know these `groups`, `ciphers` (TLS 1.2) or `ciphersuites` (TLS 1.3)?"""
+    cdef SSL_CTX *c = SSL_CTX_new(TLS_server_method())
+    cdef bytes text = value.encode()
+    cdef int rc
+    if c == NULL:
+        raise MemoryError
+    if kind == "groups":
+        rc = SSL_CTX_set1_groups_list(c, text)
+    elif kind == "ciphers":
+        rc = SSL_CTX_set_cipher_list(c, text)
+    else:
+        rc = SSL_CTX_set_ciphersuites(c, text)
+    SSL_CTX_free(c)
+    ERR_clear_error()
+    return rc == 1

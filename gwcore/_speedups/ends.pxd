@@ -17,6 +17,7 @@ cdef void client_end(Worker *w, Conn *c, bint abort) noexcept nogil
 cdef void client_left(Worker *w, Exchange *x) noexcept nogil
 cdef bint client_admit(Worker *w, Conn *c) noexcept nogil
 cdef void proxy_refuse(Worker *w, Conn *c) noexcept nogil
+cdef void tls_refuse(Worker *w, Conn *c, int reason) noexcept nogil
 cdef void client_linger(Worker *w, Conn *c) noexcept nogil
 cdef void linger_read(Worker *w, Conn *c) noexcept nogil
 cdef uint32_t client_write_ms(const Exchange *x) noexcept nogil

@@ -9,12 +9,13 @@ from gwcore._speedups.body cimport body_skip
 from gwcore._speedups.buffer cimport buf_bytes, buf_give, queue_clear
 from gwcore._speedups.clients cimport client_enter
 from gwcore._speedups.conn cimport (
-    SCRATCH_BYTES, C_IDLE, C_LINGER, Conn, Worker, conn_again, conn_arm, conn_close, conn_move, conn_read, conn_rest, conn_send,
-    out_reset,
+    SCRATCH_BYTES, C_IDLE, C_LINGER, Conn, Worker, conn_again, conn_arm, conn_close, conn_move, conn_read, conn_rest, conn_send, conn_shut,
 )
+from gwcore._speedups.copenssl cimport SSL_R_HTTP_REQUEST
 from gwcore._speedups.histogram cimport histogram_cell
 from gwcore._speedups.http1 cimport M_HEAD
-from gwcore._speedups.reasons cimport R_BAD_PROXY_HEADER, R_CLIENT_CLOSED, R_CONNECTION_LIMIT
+from gwcore._speedups.outlist cimport out_reset
+from gwcore._speedups.reasons cimport R_BAD_PROXY_HEADER, R_BAD_REQUEST, R_CLIENT_CLOSED, R_CONNECTION_LIMIT
 from gwcore._speedups.shm cimport RouteCell
 from gwcore._speedups.slab cimport slab_give
 from gwcore._speedups.splice cimport pipe_give
@@ -22,7 +23,8 @@ from gwcore._speedups.story cimport (
     REQ_DISCARD, REQ_DONE, REQ_STREAM, X_ANSWERING, X_CONNECTING, X_DISCARDING, X_FLUSHING, X_FREE, X_QUEUED, X_SENT, X_TUNNEL,
     Exchange,
 )
-from gwcore._speedups.sys cimport SHUT_WR, SOL_SOCKET, SO_LINGER, recv, setsockopt, shutdown
+from gwcore._speedups.sys cimport SOL_SOCKET, SO_LINGER, recv, setsockopt
+from gwcore._speedups.tls cimport tls_end
 from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK, link_push
 from gwcore.pool cimport CLOSE_ABORTED, CLOSE_ERROR, CLOSE_TUNNEL
 
@@ -108,6 +110,7 @@ cdef void client_end(Worker *w, Conn *c, bint abort) noexcept nogil:
     if abort and c.fd >= 0:
         option.on, option.seconds = 1, 0
         setsockopt(c.fd, SOL_SOCKET, SO_LINGER, &option, sizeof(option))
+        c.cut = 1
     conn_close(w, c)
 
 
@@ -117,7 +120,7 @@ cdef void client_linger(Worker *w, Conn *c) noexcept nogil:
     if c.ended == 2 or c.broken:
         conn_close(w, c)
         return
-    shutdown(c.fd, SHUT_WR)
+    conn_shut(w, c)
     if not conn_move(w, c, C_LINGER):
         conn_close(w, c)
         return
@@ -284,6 +287,17 @@ cdef void proxy_refuse(Worker *w, Conn *c) noexcept nogil:
     w.lane.reasons[<int>R_BAD_PROXY_HEADER] += 1
     log_refused(w, c, R_BAD_PROXY_HEADER, 0)
     client_end(w, c, False)
+
+
+cdef void tls_refuse(Worker *w, Conn *c, int reason) noexcept nogil:
+    """The handshake failed, or took too long. Who speaks plain HTTP here is told so; others got an alert, which must arrive."""
+    if c.tls.error == SSL_R_HTTP_REQUEST:
+        tls_end(&c.tls)
+        head_refuse(w, c, R_BAD_REQUEST)
+        return
+    w.lane.reasons[reason] += 1
+    log_refused(w, c, reason, 0)
+    client_linger(w, c)
 
 
 cdef void client_left(Worker *w, Exchange *x) noexcept nogil:

@@ -1,6 +1,7 @@
 # Level 6. What is sent on: request and response heads written from what was parsed, as slices of the buffer they came in.
-from gwcore._speedups.conn cimport OutList, Worker
+from gwcore._speedups.conn cimport Worker
 from gwcore._speedups.head cimport Head
+from gwcore._speedups.outlist cimport OutList
 from gwcore._speedups.story cimport Exchange
 
 cdef int forward_request(Worker *w, Exchange *x, Head *h, OutList *o, const char *path, size_t path_len) noexcept nogil

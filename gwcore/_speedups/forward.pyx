@@ -7,7 +7,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy
 
 from gwcore._speedups.buffer cimport BUF_HEAD, BUF_SMALL, buf_bytes, buf_take
-from gwcore._speedups.conn cimport OutList, Worker, out_add, out_copy, out_number, out_some
+from gwcore._speedups.conn cimport Worker
 from gwcore._speedups.fields cimport (
     B_TOKEN, BYTE_CLASS, F_ALIAS, F_CONTENT_LENGTH, F_EXPECT, F_FORWARDED, F_MAX_FORWARDS, F_PROXY, F_VIA, F_X_FORWARDED_FOR,
     F_TRAILER, F_X_FORWARDED_HOST, F_X_FORWARDED_PORT, F_X_FORWARDED_PROTO, F_X_GWCORE, F_X_REAL_IP, F_X_REQUEST_ID, LOWER,
@@ -15,6 +15,7 @@ from gwcore._speedups.fields cimport (
 from gwcore._speedups.head cimport Field, Head, field_end
 from gwcore._speedups.http1 cimport BODY_CHUNKED, BODY_LENGTH, M_OPTIONS
 from gwcore._speedups.origin cimport forwarded_lines
+from gwcore._speedups.outlist cimport OutList, out_add, out_copy, out_number, out_some
 from gwcore._speedups.plan cimport (
     OP_ADD, OP_REMOVE, VIA_REQUEST, VIA_RESPONSE, Array, HeaderEdit, PlanHead, Str, UpstreamSpec, plan_text, plan_upgrade, plan_upstream,
 )

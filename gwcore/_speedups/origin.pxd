@@ -1,6 +1,7 @@
 # Level 5. Who a request comes from, when trusted proxies stand between; and what is told of it to the next.
-from gwcore._speedups.conn cimport Conn, OutList
+from gwcore._speedups.conn cimport Conn
 from gwcore._speedups.head cimport Head
+from gwcore._speedups.outlist cimport OutList
 from gwcore._speedups.plan cimport PlanHead
 from gwcore._speedups.types cimport size_t
 from libc.stdint cimport uint8_t

@@ -5,8 +5,8 @@ from libc.stdint cimport uint32_t
 from libc.string cimport memcpy
 
 from gwcore._speedups.address cimport address_read, address_text
-from gwcore._speedups.conn cimport out_copy, out_some
 from gwcore._speedups.fields cimport B_DIGIT, BYTE_CLASS, F_FORWARDED, F_X_FORWARDED_FOR, F_X_FORWARDED_HOST, F_X_FORWARDED_PROTO, same_word
+from gwcore._speedups.outlist cimport out_copy, out_some
 from gwcore._speedups.plan cimport plan_trusts
 
 cdef bint address_parse(const char *at, size_t size, Origin *out) noexcept nogil:
@@ -132,7 +132,10 @@ cdef void forwarded_lines(const Conn *c, Head *h, OutList *o) noexcept nogil:
     out_copy(o, peer, n)
     out_copy(o, b"\r\n", 2)
     if not proto:
-        out_copy(o, b"X-Forwarded-Proto: http\r\n", 25)
+        if c.tls.ssl != NULL:
+            out_copy(o, b"X-Forwarded-Proto: https\r\n", 26)
+        else:
+            out_copy(o, b"X-Forwarded-Proto: http\r\n", 25)
     if not host and h.authority_len:
         out_copy(o, b"X-Forwarded-Host: ", 18)
         out_some(o, h.base + h.authority, h.authority_len)
@@ -150,7 +153,10 @@ cdef void forwarded_lines(const Conn *c, Head *h, OutList *o) noexcept nogil:
         else:
             out_copy(o, b"for=", 4)
             out_copy(o, peer, n)
-        out_copy(o, b";proto=http\r\n", 13)
+        if c.tls.ssl != NULL:
+            out_copy(o, b";proto=https\r\n", 14)
+        else:
+            out_copy(o, b";proto=http\r\n", 13)
 
 
 def origin_of(bytes text):

@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t
 
 cdef enum:
     PLAN_MAGIC = 0x70637767  # "gwcp"
+    HASH_SEED = 0x12345
 
 cdef enum TargetKind: TARGET_UPSTREAM, TARGET_RESPOND
 cdef enum PathMatch: MATCH_EXACT, MATCH_PREFIX, MATCH_REGEX
@@ -126,9 +127,37 @@ cdef struct Cidr:
     uint8_t net[16]          # IPv4 as ::ffff:a.b.c.d
     uint32_t bits
 
+cdef struct CertSpec:        # one certificate
+    Str chain                # PEM, the certificate itself first
+    Str key                  # PEM
+    Str ocsp                 # DER of an OCSP response; empty = none
+
+cdef struct TlsPolicy:       # what is chosen by a server name: certificates that differ in their key's kind only
+    Array certs              # uint32 index of TlsSpec.certs
+    uint8_t identity[32]     # no session of another identity is resumed
+
+cdef struct TlsSpec:         # of one listener
+    Array certs
+    Array policies           # the first one is for clients that name no server, or one that nobody knows
+    Array names              # HostKey, power of two; id is the policy's index + 1
+    Str ciphers
+    Str suites               # of TLS 1.3
+    Str groups
+    Str alpn                 # as on the wire: length, name, ...
+    Str client_ca            # PEM; empty = no client certificates
+    Str client_crl           # PEM
+    uint32_t min_version     # OpenSSL's numbers
+    uint32_t max_version
+    uint32_t client_auth     # 0 off, 1 optional, 2 required
+    uint32_t client_depth
+    uint32_t refuse_unknown  # names: an alert instead of the first policy
+    uint32_t tickets         # sessions may be resumed by tickets
+    uint32_t lifetime_s      # of a session
+
 cdef struct ListenerSpec:
     Str address
     uint32_t proxy_protocol  # a PROXY header comes first
+    uint32_t tls             # index of PlanHead.tls + 1; 0 = plain
 
 cdef struct PlanHead:
     uint32_t magic
@@ -142,6 +171,7 @@ cdef struct PlanHead:
     Array host_infos
     Array trusted
     Array listeners
+    Array tls
     Array regexes            # uint32 route index
     Str via_line             # "Via: 1.1 name\r\n"
     Str via_name
@@ -151,6 +181,7 @@ cdef struct PlanHead:
     uint32_t has_wildcards
     uint32_t via
     uint32_t header_ms
+    uint32_t tls_handshake_ms
     uint32_t keepalive_ms
     uint32_t linger_ms
     uint32_t linger_bytes
@@ -194,6 +225,10 @@ cdef inline const EndpointSpec *plan_endpoint(const PlanHead *p, const UpstreamS
 cdef inline uint64_t key_mix(uint64_t path_hash, uint32_t host, uint32_t kind) noexcept nogil:
     return (path_hash ^ (<uint64_t>host * <uint64_t>0x1e3779b97f4a7c15) ^ kind) | 1
 
+cdef inline const TlsSpec *plan_tls(const PlanHead *p, uint32_t i) noexcept nogil:
+    return <const TlsSpec *>(<const char *>p + p.tls.off) + i
+
+cdef uint32_t name_id(const PlanHead *p, Array names, const char *name, size_t n, uint32_t wildcard) noexcept nogil
 cdef uint64_t hash_bytes(uint64_t seed, const char *at, size_t size) noexcept nogil
 cdef uint32_t plan_layout() noexcept nogil
 cdef bint plan_trusts(const PlanHead *p, const uint8_t *peer) noexcept nogil

@@ -1,6 +1,6 @@
 """Building the plan blob. `PlanBuilder` writes the C structs, so their layout is stated once, in plan.pxd; workers map the result."""
 from libc.stdlib cimport free, realloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from gwcore._speedups.types cimport size_t, uint32_t, uint64_t
 from libc.stdint cimport uint8_t
@@ -16,7 +16,7 @@ cdef uint64_t hash_bytes(uint64_t seed, const char *at, size_t size) noexcept no
 
 
 cdef uint32_t plan_layout() noexcept nogil:
-    return <uint32_t>(sizeof(PlanHead) | sizeof(Route) << 10 | sizeof(UpstreamSpec) << 20) ^ <uint32_t>(sizeof(Key) * 131 + sizeof(EndpointSpec))
+    return <uint32_t>(sizeof(PlanHead) | sizeof(Route) << 10 | sizeof(UpstreamSpec) << 20) ^ <uint32_t>(sizeof(Key) * 131 + sizeof(EndpointSpec) + sizeof(TlsSpec) * 17)
 
 
 cdef const char *plan_refused(const PlanHead *p, size_t size) noexcept nogil:
@@ -28,6 +28,22 @@ cdef const char *plan_refused(const PlanHead *p, size_t size) noexcept nogil:
     if p.size != size:
         return b"the plan is not whole"
     return NULL
+
+
+cdef uint32_t name_id(const PlanHead *p, Array names, const char *name, size_t n, uint32_t wildcard) noexcept nogil:
+    """The id of a host name (lower case; a wildcard without its "*") in a table of HostKey; 0 = it is not there."""
+    cdef const HostKey *rows = <const HostKey *>(<const char *>p + names.off)
+    cdef uint32_t mask = names.n - 1, i
+    cdef uint64_t h
+    if names.n == 0:
+        return 0
+    h = hash_bytes(HASH_SEED + wildcard, name, n)
+    i = <uint32_t>(h >> 32) & mask
+    while rows[i].hash:
+        if rows[i].hash == h and rows[i].wildcard == wildcard and rows[i].name.len == n and memcmp(plan_text(p, rows[i].name), name, n) == 0:
+            return rows[i].id
+        i = (i + 1) & mask
+    return 0
 
 
 cdef bint plan_trusts(const PlanHead *p, const uint8_t *peer) noexcept nogil:
@@ -47,10 +63,8 @@ cdef bint plan_trusts(const PlanHead *p, const uint8_t *peer) noexcept nogil:
 
 SIZES = {"route": sizeof(Route), "upstream": sizeof(UpstreamSpec), "endpoint": sizeof(EndpointSpec), "key": sizeof(Key),
          "host": sizeof(HostKey), "host_info": sizeof(HostInfo), "cond": sizeof(Cond), "target": sizeof(Target), "edit": sizeof(HeaderEdit),
-         "cidr": sizeof(Cidr), "u32": 4, "str": sizeof(Str), "listener": sizeof(ListenerSpec), "head": sizeof(PlanHead)}
-
-
-HASH_SEED = 0x12345
+         "cidr": sizeof(Cidr), "u32": 4, "str": sizeof(Str), "listener": sizeof(ListenerSpec), "cert": sizeof(CertSpec), "policy": sizeof(TlsPolicy),
+         "tls": sizeof(TlsSpec), "head": sizeof(PlanHead)}
 
 
 def host_hash(name: bytes, wildcard: bool) -> int:
@@ -116,6 +130,7 @@ cdef class PlanBuilder:
         cdef Route route
         cdef UpstreamSpec upstream
         cdef EndpointSpec endpoint
+        cdef TlsPolicy policy
         cdef bytes raw
         if kind == "u32":
             (<uint32_t *>(self.mem + at))[0] = row
@@ -146,6 +161,13 @@ cdef class PlanBuilder:
             (<HeaderEdit *>(self.mem + at))[0] = <HeaderEdit>row
         elif kind == "listener":
             (<ListenerSpec *>(self.mem + at))[0] = <ListenerSpec>row
+        elif kind == "cert":
+            (<CertSpec *>(self.mem + at))[0] = <CertSpec>row
+        elif kind == "policy":
+            policy = row
+            (<TlsPolicy *>(self.mem + at))[0] = policy
+        elif kind == "tls":
+            (<TlsSpec *>(self.mem + at))[0] = <TlsSpec>row
         elif kind == "str":
             (<Str *>(self.mem + at))[0] = <Str>row
         elif kind == "cidr":

@@ -7,12 +7,12 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
 from gwcore._speedups.buffer cimport bufs_close, bufs_init
-from gwcore._speedups.conn cimport C_POOLED, Conn, LocalPlan, Worker
+from gwcore._speedups.conn cimport C_POOLED, LISTENERS_MAX, Conn, LocalPlan, Worker
 from gwcore._speedups.ends cimport client_end
 from gwcore._speedups.attempt cimport pooled_close
 from gwcore._speedups.plan cimport ListenerSpec, PlanHead, Route, UpstreamSpec, plan_refused, plan_route, plan_text, plan_upstream
 from gwcore._speedups.reactor cimport (
-    LISTENERS_MAX, Listener, Reactor, listener_add, listener_drop, reactor_clock, reactor_close, reactor_close_idle, reactor_drain, reactor_open,
+    Listener, Reactor, listener_add, listener_drop, reactor_clock, reactor_close, reactor_close_idle, reactor_drain, reactor_open,
 )
 from gwcore._speedups.regex cimport Regex, regex_compile, regex_free
 from gwcore._speedups.ring cimport ring_close, ring_open, ring_swap_fd
@@ -21,6 +21,8 @@ from gwcore._speedups.slab cimport Slab, slab_at, slab_close, slab_init
 from gwcore._speedups.splice cimport pipes_close
 from gwcore._speedups.story cimport X_TUNNEL, Exchange
 from gwcore._speedups.sys cimport MAP_FAILED, MAP_SHARED, PROT_READ, mmap, munmap
+from gwcore._speedups.tls cimport tls_io_close
+from gwcore._speedups.tlsserver cimport TlsServer, server_build, server_free
 from gwcore._speedups.types cimport link_drop, size_t
 from gwcore._speedups.upstream cimport Endpoint, Upstream, endpoint_free, upstream_free, upstream_new, upstream_update
 from gwcore.pool cimport CLOSE_DRAIN, pool_open
@@ -115,6 +117,10 @@ cdef class Plane:
         p.head, p.bytes = <const PlanHead *>at, size
         p.regexes = <Regex *>calloc(p.head.regexes.n + 1, sizeof(Regex))
         p.upstreams = <void **>calloc(p.head.upstreams.n + 1, sizeof(void *))
+        p.servers = <TlsServer *>calloc(p.head.tls.n + 1, sizeof(TlsServer))
+        if p.regexes == NULL or p.upstreams == NULL or p.servers == NULL:
+            plan_free(p)
+            raise MemoryError
         list = <const uint32_t *>(<const char *>p.head + p.head.regexes.off)
         for i in range(p.head.regexes.n):
             r = plan_route(p.head, list[i])
@@ -123,6 +129,10 @@ cdef class Plane:
                 name = plan_text(p.head, r.name)[:r.name.len].decode()
                 plan_free(p)
                 raise ValueError(f"route {name}: regex: {error.decode()} at character {where}")
+        for i in range(p.head.tls.n):
+            if not server_build(&p.servers[i], p.head, i, error, sizeof(error)):
+                plan_free(p)
+                raise ValueError(f"listeners: tls: {error.decode(errors='replace')}")
         self.discard(version)
         self.prepared[version] = <uint64_t>p
 
@@ -171,7 +181,7 @@ cdef class Plane:
                     self.known[i].endpoints[k].pool.draining = 1
         self._limits()
         for i in range(self.r.n_listeners):
-            self._listener(&self.r.listeners[i])
+            self._listener(i)
         self._close_pooled(False)
         self.collect()
 
@@ -251,16 +261,18 @@ cdef class Plane:
             os.close(own)
             raise ValueError(f"cannot listen on {address}: at most {LISTENERS_MAX} listeners of 128 characters")
         for i in range(self.r.n_listeners):
-            self._listener(&self.r.listeners[i])
+            self._listener(i)
 
-    cdef _listener(self, Listener *l):
+    cdef _listener(self, int n):
         """What the present plan says of a listener."""
         cdef const PlanHead *p = self.r.w.plan.head
         cdef const ListenerSpec *spec = <const ListenerSpec *>(<const char *>p + p.listeners.off)
+        cdef Listener *l = &self.r.listeners[n]
         cdef uint32_t i
         for i in range(p.listeners.n):
             if spec[i].address.len == l.address_len and memcmp(plan_text(p, spec[i].address), l.address, l.address_len) == 0:
                 l.proxy_protocol = spec[i].proxy_protocol
+                self.r.w.servers[n] = &self.r.w.plan.servers[spec[i].tls - 1] if spec[i].tls else NULL
 
     def unlisten(self, address: str) -> None:
         """Take in what waits in the queue of that address, then stop accepting there."""
@@ -367,6 +379,7 @@ cdef class Plane:
             self.gone = gone.next_gone
             endpoint_free(gone)
         pipes_close(w)
+        tls_io_close(&w.tls)
         slab_close(&w.clients)
         slab_close(&w.upstreams)
         slab_close(&w.exchanges)
@@ -379,9 +392,14 @@ cdef class Plane:
 
 cdef void plan_free(LocalPlan *p) noexcept:
     cdef uint32_t i
-    for i in range(p.head.regexes.n):
-        regex_free(&p.regexes[i])
+    if p.regexes != NULL:
+        for i in range(p.head.regexes.n):
+            regex_free(&p.regexes[i])
+    if p.servers != NULL:
+        for i in range(p.head.tls.n):
+            server_free(&p.servers[i])
     free(p.regexes)
+    free(p.servers)
     free(p.upstreams)
     munmap(<void *>p.head, p.bytes)
     free(p)

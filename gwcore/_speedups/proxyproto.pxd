@@ -1,5 +1,6 @@
 # Level 5. The PROXY protocol, versions 1 and 2 (haproxy.org, proxy-protocol.txt): who is behind a connection, told in its first bytes.
-from gwcore._speedups.conn cimport Conn, OutList
+from gwcore._speedups.conn cimport Conn
+from gwcore._speedups.outlist cimport OutList
 from gwcore._speedups.types cimport size_t
 from libc.stdint cimport uint8_t, uint16_t
 

@@ -4,8 +4,8 @@ from libc.stddef cimport size_t
 from libc.string cimport memchr, memcmp, memcpy, memset
 
 from gwcore._speedups.address cimport address_of, address_read, address_text
-from gwcore._speedups.conn cimport out_copy, out_number
 from gwcore._speedups.fields cimport B_DIGIT, BYTE_CLASS
+from gwcore._speedups.outlist cimport out_copy, out_number
 from gwcore._speedups.sys cimport getsockname, sockaddr, sockaddr_in6, sockaddr_storage, socklen_t
 from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL
 

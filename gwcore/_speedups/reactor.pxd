@@ -1,10 +1,7 @@
 # Level 10. The event loop of a worker: its own epoll, drained in batches under a time budget.
-from gwcore._speedups.conn cimport Worker
+from gwcore._speedups.conn cimport LISTENERS_MAX, Worker
 from gwcore._speedups.types cimport uint32_t, uint64_t
 from libc.stdint cimport uint8_t
-
-cdef enum:
-    LISTENERS_MAX = 64
 
 cdef struct Listener:
     int fd                   # -1 = closed

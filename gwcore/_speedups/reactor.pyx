@@ -1,13 +1,13 @@
 """The reactor. epoll_wait takes up to 512 events; after each return the clock is read once, the events are served, then connections with
 something left to do, queues, and timers. It goes round again while events come in batches and its millisecond lasts, then gives the
 thread back to uvloop, of which it is one readable descriptor."""
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from gwcore._speedups.conn cimport (
-    CONN_CLIENT, CONN_CLOCK, CONN_LISTENER, LOOK_IDLE_MS, LOOK_WAIT_MS, C_IDLE, Conn, SCRATCH_BYTES, TIMER_CLIENT, TIMER_UPSTREAM, TIMER_WORKER,
-    Worker, conn_arm, conn_move, conn_open, conn_register, worker_look,
+    CONN_CLIENT, CONN_CLOCK, CONN_LISTENER, LISTENERS_MAX, LOOK_IDLE_MS, LOOK_WAIT_MS, C_IDLE, Conn, SCRATCH_BYTES, TIMER_CLIENT, TIMER_UPSTREAM, TIMER_WORKER,
+    Worker, conn_arm, conn_move, conn_open, conn_register, conn_tls, worker_look,
 )
 from gwcore._speedups.address cimport address_of
 from gwcore._speedups.attempt cimport ask_for_place, idle_at_cap, idle_give_way
@@ -195,6 +195,7 @@ cdef bint accept_some(Reactor *r, Listener *l) noexcept nogil:
             close(fd)
             return False
         conn_move(w, c, C_IDLE)
+        c.listener = <uint8_t>(l - &r.listeners[0])
         c.family = address_of(&from_, c.peer, &c.port)
         c.trusted = plan_trusts(w.plan.head, c.peer)
         if not conn_register(w, c):
@@ -210,8 +211,11 @@ cdef bint accept_some(Reactor *r, Listener *l) noexcept nogil:
             c.proxy_due = 1
         elif not client_admit(w, c):
             continue
+        if not c.proxy_due and not conn_tls(w, c):
+            client_end(w, c, False)
+            continue
         link_push(&w.lru, &c.idle.link)
-        conn_arm(w, c, w.now_ms + w.plan.head.header_ms)
+        conn_arm(w, c, w.now_ms + (w.plan.head.tls_handshake_ms if c.tls.due else w.plan.head.header_ms))
         c.readable = 1               # the request is often there already: read before the kernel is asked
         client_event(w, c)
     return True

@@ -7,13 +7,12 @@ from gwcore._speedups.body cimport body_end_response, body_request, body_respons
 from gwcore._speedups.buffer cimport Buf, buf_bytes, queue_clear
 from gwcore._speedups.chunked cimport chunked_init
 from gwcore._speedups.cllhttp cimport LLHTTP_RESPONSE
-from gwcore._speedups.conn cimport (
-    Conn, Worker, conn_again, conn_arm, conn_read, conn_rest, conn_send, out_add, out_reset, out_store,
-)
+from gwcore._speedups.conn cimport Conn, Worker, conn_again, conn_arm, conn_read, conn_rest, conn_send
 from gwcore._speedups.forward cimport forward_interim, forward_response
 from gwcore._speedups.head cimport Head, HeadLimits, head_feed, head_init
 from gwcore._speedups.histogram cimport histogram_cell
 from gwcore._speedups.http1 cimport BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, M_HEAD, response_body, response_check
+from gwcore._speedups.outlist cimport out_add, out_reset, out_store
 from gwcore._speedups.proxyproto cimport proxy_write
 from gwcore._speedups.reasons cimport (
     RETRY_ANY, R_BAD_RESPONSE, R_BUFFER_LIMIT, R_CONNECT_TIMEOUT, R_DNS_FAILED, R_HEADERS_TOO_LARGE, R_NO_ENDPOINT, R_QUEUE_FULL,
@@ -368,7 +367,8 @@ cdef void response_body_on(Worker *w, Exchange *x, Conn *u, const char *at, size
     if sent_rc == RC_AGAIN:
         if not stalled:                              # bytes that we add to a stalled client are no progress of its own
             conn_arm(w, x.client, w.now_ms + client_write_ms(x))
-    elif x.response_kind == BODY_LENGTH and x.plan.head.splice_bytes and x.response_left >= x.plan.head.splice_bytes:
+    elif x.response_kind == BODY_LENGTH and x.plan.head.splice_bytes and x.response_left >= x.plan.head.splice_bytes \
+            and x.client.tls.ssl == NULL and u.tls.ssl == NULL:
         pipe_take(w, &x.pipe)                        # when there is none it goes on by copying
 
 

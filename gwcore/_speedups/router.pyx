@@ -5,13 +5,12 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcmp
 
 from gwcore._speedups.plan cimport (
-    COND_HEADER, MATCH_EXACT, MATCH_PREFIX, Cond, HostInfo, HostKey, Key, PlanHead, Route, hash_bytes, key_mix, plan_route, plan_text,
+    COND_HEADER, HASH_SEED, MATCH_EXACT, MATCH_PREFIX, Cond, HostInfo, Key, PlanHead, Route, hash_bytes, key_mix, name_id, plan_route, plan_text,
 )
 from gwcore._speedups.regex cimport Regex, regex_search
 
 cdef enum:
     DEPTH_MAX = 64           # segments looked at; check refuses deeper prefixes
-    SEED = 0x12345
 
 
 cdef bint query_has(const RouteQuery *q, const char *name, size_t n, const char *value, size_t m, bint any_value) noexcept nogil:
@@ -75,17 +74,17 @@ cdef const Route *host_find(const PlanHead *p, const Regex *regexes, uint32_t ho
     cdef const Route *r
     cdef uint64_t[DEPTH_MAX + 1] hashes
     cdef size_t[DEPTH_MAX + 1] ends
-    cdef uint64_t h = SEED
+    cdef uint64_t h = HASH_SEED
     cdef size_t i, from_ = 0
     cdef uint32_t n = 0, first, k
     if info.has_exact:
-        first = key_find(p, hash_bytes(SEED, q.path, q.path_len), host, MATCH_EXACT, q.path, q.path_len)
+        first = key_find(p, hash_bytes(HASH_SEED, q.path, q.path_len), host, MATCH_EXACT, q.path, q.path_len)
         if first:
             r = accept(p, first, q, allowed)
             if r != NULL:
                 return r
     if info.has_prefix:
-        hashes[0], ends[0], n = SEED, 0, 1               # the prefix "/", stored as an empty text
+        hashes[0], ends[0], n = HASH_SEED, 0, 1               # the prefix "/", stored as an empty text
         i = 1
         while n <= info.depth and i <= q.path_len:
             if i == q.path_len or q.path[i] == c'/':
@@ -112,20 +111,6 @@ cdef const Route *host_find(const PlanHead *p, const Regex *regexes, uint32_t ho
     return NULL
 
 
-cdef uint32_t host_id(const PlanHead *p, const char *name, size_t n, uint32_t wildcard) noexcept nogil:
-    cdef const HostKey *hosts = <const HostKey *>(<const char *>p + p.hosts.off)
-    cdef uint32_t mask = p.hosts.n - 1, i
-    cdef uint64_t h = hash_bytes(SEED + wildcard, name, n)
-    if p.hosts.n == 0:
-        return 0
-    i = <uint32_t>(h >> 32) & mask
-    while hosts[i].hash:
-        if hosts[i].hash == h and hosts[i].wildcard == wildcard and hosts[i].name.len == n and memcmp(plan_text(p, hosts[i].name), name, n) == 0:
-            return hosts[i].id
-        i = (i + 1) & mask
-    return 0
-
-
 cdef const Route *router_find(const PlanHead *p, const Regex *regexes, const RouteQuery *q, uint64_t *allowed) noexcept nogil:
     """The route of a request, or NULL; then allowed tells the methods (bits) that the path would have taken, 0 = no such path."""
     cdef const Route *r
@@ -133,7 +118,7 @@ cdef const Route *router_find(const PlanHead *p, const Regex *regexes, const Rou
     cdef size_t i
     allowed[0] = 0
     if p.hosts.n and q.host_len:
-        id = host_id(p, q.host, q.host_len, 0)
+        id = name_id(p, p.hosts, q.host, q.host_len, 0)
         if id:
             r = host_find(p, regexes, id, q, allowed)
             if r != NULL:
@@ -141,7 +126,7 @@ cdef const Route *router_find(const PlanHead *p, const Regex *regexes, const Rou
         if p.has_wildcards:
             for i in range(1, q.host_len):
                 if q.host[i] == c'.':                    # "*.example.com" is stored as ".example.com"
-                    id = host_id(p, q.host + i, q.host_len - i, 1)
+                    id = name_id(p, p.hosts, q.host + i, q.host_len - i, 1)
                     if id:
                         r = host_find(p, regexes, id, q, allowed)
                         if r != NULL:

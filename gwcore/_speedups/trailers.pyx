@@ -4,8 +4,8 @@ from libc.stddef cimport size_t
 from libc.string cimport memchr, memcpy, strlen
 
 from gwcore._speedups.buffer cimport BUF_BLOCK, BUF_HEAD, buf_bytes, buf_room, buf_space, buf_take
-from gwcore._speedups.conn cimport out_add, out_copy
 from gwcore._speedups.fields cimport F_OTHER, field_id, same_word
+from gwcore._speedups.outlist cimport out_add, out_copy
 from gwcore._speedups.plan cimport OP_ADD, HeaderEdit, plan_text
 from gwcore._speedups.types cimport RC_FAIL, RC_OK
 

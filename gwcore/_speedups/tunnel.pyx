@@ -6,15 +6,15 @@ from libc.stdint cimport uint32_t
 from libc.string cimport memcpy
 
 from gwcore._speedups.buffer cimport buf_bytes, buf_space, queue_clear
-from gwcore._speedups.conn cimport conn_again, conn_arm, conn_flush, conn_read, conn_rest, conn_send, out_add, out_reset
+from gwcore._speedups.conn cimport conn_again, conn_arm, conn_flush, conn_read, conn_rest, conn_send, conn_shut
 from gwcore._speedups.ends cimport NEVER_MS, client_end, client_left, exchange_fail, exchange_move
 from gwcore._speedups.fields cimport same_word
 from gwcore._speedups.forward cimport forward_interim
 from gwcore._speedups.head cimport Field
+from gwcore._speedups.outlist cimport out_add, out_reset
 from gwcore._speedups.plan cimport Str, plan_text, plan_upgrade
 from gwcore._speedups.reasons cimport R_CLIENT_CLOSED, R_UPSTREAM_RESET
 from gwcore._speedups.story cimport X_TUNNEL
-from gwcore._speedups.sys cimport SHUT_WR, shutdown
 from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK
 
 cdef enum:
@@ -85,7 +85,7 @@ cdef bint tunnel_move(Worker *w, Exchange *x, Conn *source, Conn *to) noexcept n
         elif source.ended == 2:
             if to.output.bytes == 0 and not to.shut:
                 to.shut = 1
-                shutdown(to.fd, SHUT_WR)
+                conn_shut(w, to)
                 if source.shut:                          # the other direction ended before
                     client_end(w, x.client, False)
                     return False

@@ -13,9 +13,11 @@ from typing import Any, Protocol
 
 from gwcore._speedups.fields import METHOD_NAMES
 from gwcore._speedups.plan import PlanBuilder, host_hash, key_hash
+from gwcore.config import certs
 from gwcore.config.base import is_ip, split_address
 from gwcore.config.routes import Route, Target
 from gwcore.config.schema import Config
+from gwcore.config.tls import PROFILES, ListenerTls
 from gwcore.config.upstreams import Endpoint
 
 Addresses = Callable[[str], Sequence[str]]  # of a host name
@@ -26,6 +28,7 @@ NO_STR = {"off": 0, "len": 0}
 NO_ARRAY = {"off": 0, "n": 0}
 BALANCE = {"round_robin": 0, "least_request": 1, "ewma": 2, "hash": 3, "random": 4}
 HASH_BY = {"client": 0, "header": 1, "cookie": 2}
+TLS_VERSION = {"1.2": 0x0303, "1.3": 0x0304}
 VIA = {"off": 0, "request": 1, "response": 2, "both": 3}
 PHRASES = {
     200: "OK",
@@ -95,6 +98,10 @@ def via_name(config: Config, config_path: str = "") -> str:
     """The pseudonym of this gateway in Via: chains of gateways stay legal, loops are seen."""
     seed = f"{socket.gethostname()}\0{os.path.abspath(config_path) if config_path else ''}"
     return config.via.name or "gwcore-" + hashlib.sha256(seed.encode()).hexdigest()[:12]
+
+
+def _refuse(path: tuple[Any, ...], message: str) -> None:
+    raise ValueError(f"listeners: tls: {'.'.join(map(str, path))}: {message}")
 
 
 def _ms(seconds: float) -> int:
@@ -320,27 +327,74 @@ class _Compiler:
             {"hash": key_hash(path.encode(), h, kind), "host": h, "kind": kind, "path": self.text(path), "route": chain[0] + 1}
             for (h, kind, path), chain in chains.items()
         ]
-        host_rows = []
-        for host, i in hosts.items():
-            wildcard = host.startswith("*.")
-            name_bytes = (host[1:] if wildcard else host).encode()
-            host_rows.append(
-                {
-                    "hash": host_hash(name_bytes, wildcard),
-                    "name": self.text(name_bytes),
-                    "id": i,
-                    "wildcard": int(wildcard),
-                }
-            )
         empty_key = {"hash": 0, "host": 0, "kind": 0, "path": NO_STR, "route": 0}
-        empty_host = {"hash": 0, "name": NO_STR, "id": 0, "wildcard": 0}
         return {
             "routes": self.b.array("route", rows),
             "keys": self.b.array("key", _open_table(keys, empty_key)),
-            "hosts": self.b.array("host", _open_table(host_rows, empty_host)) if host_rows else NO_ARRAY,
+            "hosts": self.names(hosts),
             "host_infos": self.b.array("host_info", infos),
             "regexes": self.b.array("u32", regexes),
             "has_wildcards": int(any(h.startswith("*.") for h in hosts)),
+        }
+
+    def ctext(self, value: str) -> Any:
+        """A text that C reads up to its NUL; the length counts it not."""
+        at = self.text(value.encode() + b"\0")
+        return {"off": at["off"], "len": at["len"] - 1}
+
+    def names(self, ids: dict[str, int]) -> Any:
+        """A table for plan.name_id; `*.` stands for one label or more, as who asks will have it."""
+        rows = []
+        for name, i in ids.items():
+            wildcard = name.startswith("*.")
+            text = (name[1:] if wildcard else name).encode()
+            rows.append({"hash": host_hash(text, wildcard), "name": self.text(text), "id": i, "wildcard": int(wildcard)})
+        return self.b.array("host", _open_table(rows, {"hash": 0, "name": NO_STR, "id": 0, "wildcard": 0})) if rows else NO_ARRAY
+
+    def tls(self) -> tuple[Any, list[int]]:
+        """The TLS sides of the listeners, and for each listener its index + 1 (0 = plain)."""
+        rows: list[dict[str, Any]] = []
+        indexes = []
+        for listener in self.config.listeners:
+            indexes.append(len(rows) + 1 if listener.tls else 0)
+            if listener.tls:
+                rows.append(self.listener_tls(listener.address, listener.tls, listener._material))
+        return self.b.array("tls", rows), indexes
+
+    def listener_tls(self, address: str, tls: ListenerTls, material: certs.Material | None) -> dict[str, Any]:
+        if material is None:  # a configuration that was not loaded but made
+            material = certs.read(tls, _refuse, lambda *_: None)
+        policies, names = certs.policies(material.pairs)
+        rows = []
+        for n, pairs in enumerate(policies):
+            mine = [name for name, policy in names.items() if policy == n]
+            rows.append(
+                {
+                    "certs": self.b.array("u32", pairs),
+                    "identity": list(certs.identity(address, tls, material, mine)),
+                }
+            )
+        auth = tls.client_auth
+        return {
+            "certs": self.b.array(
+                "cert",
+                [{"chain": self.text(p.chain), "key": self.text(p.key), "ocsp": self.text(p.ocsp)} for p in material.pairs],
+            ),
+            "policies": self.b.array("policy", rows),
+            "names": self.names({name: policy + 1 for name, policy in names.items()}),
+            "ciphers": self.ctext(PROFILES[tls.profile]["ciphers"] if tls.ciphers is None else tls.ciphers),
+            "suites": self.ctext(tls.ciphersuites),
+            "groups": self.ctext(":".join(certs.groups(tls))),
+            "alpn": self.text(b"".join(bytes([len(p)]) + p.encode() for p in tls.alpn)),
+            "client_ca": self.text(material.client_ca),
+            "client_crl": self.text(material.client_crl),
+            "min_version": TLS_VERSION[tls.range[0]],
+            "max_version": TLS_VERSION[tls.range[-1]],
+            "client_auth": {"off": 0, "optional": 1, "require": 2}[auth.mode],
+            "client_depth": auth.depth,
+            "refuse_unknown": int(tls.unknown_name == "refuse"),
+            "tickets": int(tls.tickets),
+            "lifetime_s": int(tls.session_lifetime),
         }
 
     def trusted(self) -> Any:
@@ -356,6 +410,7 @@ class _Compiler:
         lim, t = c.limits, c.timeouts
         workers = worker_count(c)
         total = memory_limit() // 4 // workers if c.buffers.total == "auto" else int(c.buffers.total)
+        tls, tls_of = self.tls()
         id_header = "" if c.request_id.header == "off" else c.request_id.header
         return self.b.finish(
             {
@@ -365,8 +420,12 @@ class _Compiler:
                 "trusted": self.trusted(),
                 "listeners": self.b.array(
                     "listener",
-                    [{"address": self.text(x.address), "proxy_protocol": int(x.proxy_protocol)} for x in c.listeners],
+                    [
+                        {"address": self.text(x.address), "proxy_protocol": int(x.proxy_protocol), "tls": i}
+                        for x, i in zip(c.listeners, tls_of, strict=True)
+                    ],
                 ),
+                "tls": tls,
                 "via_line": self.text(f"Via: 1.1 {self.via}\r\n"),
                 "via_name": self.text(self.via),
                 "id_header": self.text(id_header.lower()),
@@ -374,6 +433,7 @@ class _Compiler:
                 "server_line": self.text("Server: gwcore\r\n"),
                 "via": VIA[c.via.on],
                 "header_ms": _ms(t.header),
+                "tls_handshake_ms": _ms(t.tls_handshake),
                 "keepalive_ms": _ms(t.keepalive),
                 "linger_ms": _ms(t.linger),
                 "linger_bytes": lim.linger_bytes,

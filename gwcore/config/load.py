@@ -12,7 +12,9 @@ from typing import Annotated, Any, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from gwcore.config.certs import read as read_material
 from gwcore.config.schema import Config
+from gwcore.config.tls import under
 
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 DEPTH_MAX = 30
@@ -54,6 +56,12 @@ class _Reader:
         self.name = name
         self.errors: list[ConfigError] = []
         self.places: dict[tuple[Any, ...], tuple[int, int]] = {(): (1, 1)}
+
+    def place(self, *path: Any) -> tuple[int, int]:
+        """Where a value stands, or the nearest one around it that is written down."""
+        while path not in self.places:
+            path = path[:-1]
+        return self.places[path]
 
     def error(self, place: tuple[int, int], path: tuple[Any, ...], message: str) -> None:
         self.errors.append(ConfigError(self.name, *place, dotted(path), message))
@@ -174,15 +182,28 @@ def _message(e: Any, path: tuple[Any, ...]) -> str:
     return f"{e['msg'][0].lower()}{e['msg'][1:]} (it is {e['input']!r})" if not isinstance(e["input"], dict | list) else e["msg"]
 
 
+def _read_certificates(config: Config, reader: _Reader, base: Path, warnings: list[ConfigError]) -> None:
+    """Open every file of every listener's TLS; what was read is what will be served."""
+    for i, listener in enumerate(config.listeners):
+        if listener.tls is None:
+            continue
+        root = ("listeners", i, "tls")
+        listener.tls = under(listener.tls, base)
+
+        def error(path: tuple[Any, ...], message: str, root: tuple[Any, ...] = root) -> None:
+            reader.error(reader.place(*root, *path), (*root, *path), message)
+
+        def warn(path: tuple[Any, ...], message: str, root: tuple[Any, ...] = root) -> None:
+            warnings.append(ConfigError(reader.name, *reader.place(*root, *path), dotted((*root, *path)), message))
+
+        listener._material = read_material(listener.tls, error, warn)
+
+
 def _cross_checks(config: Config, reader: _Reader) -> list[ConfigError]:
     """What takes more than one model to see. Errors go to the reader; warnings are returned."""
     warnings: list[ConfigError] = []
 
-    def place(*path: Any) -> tuple[int, int]:
-        while path not in reader.places:
-            path = path[:-1]
-        return reader.places[path]
-
+    place = reader.place
     addresses: dict[str, int] = {}
     for i, listener in enumerate(config.listeners):
         if listener.address in addresses:
@@ -267,8 +288,9 @@ def _cross_checks(config: Config, reader: _Reader) -> list[ConfigError]:
     return warnings
 
 
-def load_text(text: str, name: str = "<config>") -> Loaded:
-    """A configuration from YAML text. ConfigErrors tells everything that is wrong with it."""
+def load_text(text: str, name: str = "<config>", base: Path | None = None) -> Loaded:
+    """A configuration from YAML text; files that it names are looked for below `base` (the current directory). ConfigErrors tells everything
+    that is wrong with it."""
     reader = _Reader(name)
     try:
         node = yaml.compose(text, Loader=Loader)
@@ -288,6 +310,7 @@ def load_text(text: str, name: str = "<config>") -> Loaded:
     try:
         config = Config.model_validate(data)
         warnings = _cross_checks(config, reader)
+        _read_certificates(config, reader, base or Path(), warnings)
     except ValidationError as invalid:
         for e in invalid.errors():
             path = _clean(e["loc"], data)
@@ -308,7 +331,7 @@ def load_file(path: str | os.PathLike[str]) -> Loaded:
         raise ConfigErrors([ConfigError(str(path), 1, 1, "", f"cannot be read: {why.strerror}")]) from None
     except UnicodeDecodeError as why:
         raise ConfigErrors([ConfigError(str(path), 1, 1, "", f"is not UTF-8: byte {why.start}")]) from None
-    return load_text(text, str(path))
+    return load_text(text, str(path), Path(path).parent)
 
 
 def load_config(path: str | os.PathLike[str]) -> Config:

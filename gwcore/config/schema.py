@@ -7,10 +7,12 @@ import ipaddress
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model_validator
 
 from gwcore.config.base import TOKEN, Address, Model, split_address
+from gwcore.config.certs import Material
 from gwcore.config.routes import Route
+from gwcore.config.tls import ListenerTls
 from gwcore.config.units import Duration, Rate, Size
 from gwcore.config.upstreams import Upstream
 
@@ -24,18 +26,13 @@ class Listener(Model):
     """Where to listen: `host:port`, `[v6]:port` or `unix:/path`."""
     backlog: int | Literal["auto"] = "auto"
     """Queue of the listening socket, per worker; auto = net.core.somaxconn."""
-    tls: Any = None
-    """TLS termination."""
+    tls: Annotated[ListenerTls | None, BeforeValidator(lambda v: None if v in (False, "off") else v)] = None
+    """TLS termination; `off` = plain HTTP."""
     proxy_protocol: Annotated[bool, BeforeValidator(_switch, json_schema_input_type=bool | Literal["on", "off"])] = False
     """Every connection begins with a PROXY header, version 1 or 2, which names the client. Only `trusted_proxies` may connect then, and
     whoever reaches a unix socket; others are closed with `bad_proxy_header`."""
-
-    @field_validator("tls")
-    @classmethod
-    def _later(cls, value: Any) -> Any:
-        if value not in (None, False, "off"):
-            raise ValueError("is not available in this version of gwcore; remove it, or terminate it in front of the gateway")
-        return value
+    _material: Material | None = PrivateAttr(None)
+    """What the files of `tls` held when the configuration was checked."""
 
 
 class Admin(Model):
@@ -113,6 +110,8 @@ class Limits(Model):
 
 
 class Timeouts(Model):
+    tls_handshake: Duration = 10.0
+    """A whole TLS handshake; closed, `tls_handshake_timeout`."""
     header: Duration = 10.0
     """Whole request head, from its first byte; 408 `header_timeout`."""
     keepalive: Duration = 75.0

@@ -73,7 +73,7 @@ def test_every_error_at_once_with_its_place():
         (("listeners:", "trusted_proxies: [10.0.0.0/99]\nlisteners:"), "is not a network"),
         (("listeners:", "workers: 0\nlisteners:"), "workers must be from 1 to 1024"),
         (("status: 200", "status: 204"), "a 204 answer has no body"),
-        (("address: 127.0.0.1:8080", "address: 127.0.0.1:8080\n    tls: {certificates: []}"), "is not available in this version"),
+        (("address: 127.0.0.1:8080", "address: 127.0.0.1:8080\n    tls: {certificates: []}"), "at least 1 item"),
         (("match: {path: /proxy}", 'match: {regex: "^/("}'), "does not compile"),
         (("body: OK", "body: '${NOT_SET_ANYWHERE}'"), "NOT_SET_ANYWHERE is not set"),
         (("listeners:", "listeners: []\nlisteners:"), "is given twice; the first is in line 1"),

@@ -1,0 +1,55 @@
+# Level 2. TLS without sockets: a session reads and writes ciphertext through windows of memory; who owns the socket moves the bytes.
+from gwcore._speedups.buffer cimport Buf
+from gwcore._speedups.copenssl cimport BIO_METHOD, SSL, SSL_CTX
+from gwcore._speedups.types cimport size_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t
+
+cdef enum:
+    TLS_IN_BYTES = 65536     # ciphertext of one read
+    TLS_OUT_BYTES = 147456   # ciphertext of one write: what one turn may make of 128 KiB
+    TLS_RECORD = 16384       # most plaintext of a record (RFC 8446 5.1)
+    TLS_RECORD_FIRST = 4096  # of the first records of a flow: the first bytes can be read before all of a long record has come
+    TLS_FLOW_BYTES = 65536   # so many bytes after a pause, records have their full size
+    TLS_OVERHEAD = 512       # room that a record may need beyond its plaintext
+
+cdef enum TlsKind: TLS_FULL, TLS_TICKET, TLS_LOCAL, TLS_REDIS      # how a session came about
+
+cdef struct TlsIo:           # one per worker: the windows of the call that runs, and scratch for it
+    const char *in_at
+    size_t in_left
+    size_t out_used
+    char *out                # TLS_OUT_BYTES
+    char *inbox              # TLS_IN_BYTES
+    char *stage              # TLS_RECORD: plaintext put together for one record
+    BIO_METHOD *method
+
+cdef struct Tls:             # part of a connection; all zero = plain
+    SSL *ssl
+    Buf *sealed              # ciphertext that came and was not opened yet
+    void *server             # TlsServer * while the handshake runs; it belongs to a plan that the connection holds
+    uint64_t name_hash       # of the server name that the client asked for, lower case; 0 = none
+    uint32_t flow            # bytes sealed since the last pause
+    uint32_t flow_s          # when, in seconds
+    uint64_t identity        # of the policy that was chosen, as far as it fits; policies are numbered anew at a reload
+    uint16_t policy          # while the handshake runs: index of the policy
+    uint16_t error           # OpenSSL's reason code of a failure
+    uint8_t begun            # the peer has sent something
+    uint8_t due              # the handshake is not over
+    uint8_t named            # the server name is one of a certificate's
+    uint8_t closed           # close_notify came
+    uint8_t resumed
+    uint8_t verify_failed    # the peer's certificate is the cause of the failure
+    uint8_t kind             # TlsKind
+
+cdef bint tls_io_open(TlsIo *io) noexcept nogil
+cdef void tls_io_close(TlsIo *io) noexcept nogil
+cdef bint tls_begin(TlsIo *io, Tls *t, SSL_CTX *ctx, bint accepting) noexcept nogil
+cdef int tls_step(TlsIo *io, Tls *t) noexcept nogil
+cdef int tls_open(TlsIo *io, Tls *t, char *into, size_t room, size_t *got) noexcept nogil
+cdef int tls_seal(TlsIo *io, Tls *t, const char *at, size_t size) noexcept nogil
+cdef bint tls_holds(const Tls *t) noexcept nogil
+cdef void tls_bye(TlsIo *io, Tls *t) noexcept nogil
+cdef void tls_end(Tls *t) noexcept nogil
+
+cdef inline size_t tls_out_room(const TlsIo *io) noexcept nogil:
+    return TLS_OUT_BYTES - io.out_used

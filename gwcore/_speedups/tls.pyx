@@ -1,0 +1,170 @@
+"""TLS sessions over OpenSSL, without sockets. A session's BIO reads from the window `in_at[:in_left]` and writes behind `out[:out_used]`;
+both belong to the worker and are valid for one call, so a connection that waits holds no buffer of ours.
+
+OpenSSL's error queue is empty between calls: every failure here empties it, so that no call pays for clearing it first."""
+from libc.stddef cimport size_t
+from libc.stdint cimport uint8_t, uint16_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
+
+from gwcore._speedups.copenssl cimport (
+    BIO, BIO_CTRL_FLUSH, BIO_TYPE_SOURCE_SINK, BIO_clear_retry_flags, BIO_get_data, BIO_meth_free, BIO_meth_new, BIO_meth_set_ctrl,
+    BIO_meth_set_read, BIO_meth_set_write, BIO_new, BIO_set_data, BIO_set_init, BIO_set_retry_read, BIO_set_retry_write, ERR_GET_LIB,
+    ERR_GET_REASON, ERR_LIB_SSL, ERR_clear_error, ERR_peek_error, SSL_ERROR_WANT_READ, SSL_ERROR_WANT_WRITE, SSL_ERROR_ZERO_RETURN,
+    SSL_R_CERTIFICATE_VERIFY_FAILED, SSL_R_PEER_DID_NOT_RETURN_A_CERTIFICATE, SSL_do_handshake, SSL_free, SSL_get_error,
+    SSL_has_pending, SSL_new, SSL_read, SSL_session_reused, SSL_set_accept_state, SSL_set_bio, SSL_set_connect_state, SSL_set_ex_data,
+    SSL_shutdown, SSL_write,
+)
+from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK
+
+
+cdef int window_read(BIO *b, char *into, int n) noexcept nogil:
+    cdef TlsIo *io = <TlsIo *>BIO_get_data(b)
+    BIO_clear_retry_flags(b)
+    if io.in_left == 0:
+        BIO_set_retry_read(b)
+        return -1
+    if <size_t>n > io.in_left:
+        n = <int>io.in_left
+    memcpy(into, io.in_at, n)
+    io.in_at += n
+    io.in_left -= n
+    return n
+
+
+cdef int window_write(BIO *b, const char *at, int n) noexcept nogil:
+    cdef TlsIo *io = <TlsIo *>BIO_get_data(b)
+    BIO_clear_retry_flags(b)
+    if <size_t>n > tls_out_room(io):
+        n = <int>tls_out_room(io)
+    if n == 0:
+        BIO_set_retry_write(b)
+        return -1
+    memcpy(io.out + io.out_used, at, n)
+    io.out_used += n
+    return n
+
+
+cdef long window_ctrl(BIO *b, int what, long n, void *p) noexcept nogil:
+    return what == BIO_CTRL_FLUSH
+
+
+cdef bint tls_io_open(TlsIo *io) noexcept nogil:
+    """Scratch and the BIO's methods; opening twice is harmless. False when memory is out."""
+    if io.method != NULL:
+        return True
+    memset(io, 0, sizeof(TlsIo))
+    io.out = <char *>malloc(TLS_OUT_BYTES)
+    io.inbox = <char *>malloc(TLS_IN_BYTES)
+    io.stage = <char *>malloc(TLS_RECORD)
+    io.method = BIO_meth_new(BIO_TYPE_SOURCE_SINK, b"gwcore window")
+    if io.out == NULL or io.inbox == NULL or io.stage == NULL or io.method == NULL:
+        tls_io_close(io)
+        return False
+    BIO_meth_set_read(io.method, window_read)
+    BIO_meth_set_write(io.method, window_write)
+    BIO_meth_set_ctrl(io.method, window_ctrl)
+    return True
+
+
+cdef void tls_io_close(TlsIo *io) noexcept nogil:
+    """After the last session has ended."""
+    free(io.out)
+    free(io.inbox)
+    free(io.stage)
+    if io.method != NULL:
+        BIO_meth_free(io.method)
+    memset(io, 0, sizeof(TlsIo))
+
+
+cdef bint tls_begin(TlsIo *io, Tls *t, SSL_CTX *ctx, bint accepting) noexcept nogil:
+    """A session for ctx whose handshake is due. False when memory is out; then t is plain as before. The session finds t as its ex_data 0."""
+    cdef SSL *s = SSL_new(ctx)
+    cdef BIO *b = BIO_new(io.method)
+    if s == NULL or b == NULL or SSL_set_ex_data(s, 0, t) != 1:
+        SSL_free(s)
+        ERR_clear_error()
+        return False
+    BIO_set_data(b, io)
+    BIO_set_init(b, 1)
+    SSL_set_bio(s, b, b)
+    if accepting:
+        SSL_set_accept_state(s)
+    else:
+        SSL_set_connect_state(s)
+    t.ssl = s
+    t.due = 1
+    t.closed = t.named = t.resumed = t.verify_failed = t.kind = 0
+    t.name_hash = t.error = t.policy = 0
+    t.flow = 0
+    return True
+
+
+cdef int failed(Tls *t) noexcept nogil:
+    cdef unsigned long e = ERR_peek_error()
+    t.error = <uint16_t>ERR_GET_REASON(e) if ERR_GET_LIB(e) == ERR_LIB_SSL else 0
+    t.verify_failed = t.error == SSL_R_CERTIFICATE_VERIFY_FAILED or t.error == SSL_R_PEER_DID_NOT_RETURN_A_CERTIFICATE
+    ERR_clear_error()
+    return RC_FAIL
+
+
+cdef int tls_step(TlsIo *io, Tls *t) noexcept nogil:
+    """Go on with the handshake. RC_OK: it is over. RC_AGAIN: it waits for bytes (of the peer, when the window is empty; else for room in
+    `out`). RC_FAIL: t.error; an alert may stand in `out`."""
+    cdef int rc = SSL_do_handshake(t.ssl), why
+    if rc == 1:
+        t.due = 0
+        t.resumed = SSL_session_reused(t.ssl) != 0
+        return RC_OK
+    why = SSL_get_error(t.ssl, rc)
+    if why == SSL_ERROR_WANT_READ or why == SSL_ERROR_WANT_WRITE:
+        return RC_AGAIN
+    return failed(t)
+
+
+cdef int tls_open(TlsIo *io, Tls *t, char *into, size_t room, size_t *got) noexcept nogil:
+    """Open what the window and the session hold, room bytes at the most. RC_OK: all of it. RC_AGAIN: into is full, there may be more.
+    RC_DONE: close_notify came behind got[0] bytes. RC_FAIL."""
+    cdef int n, why
+    got[0] = 0
+    while got[0] < room:
+        n = SSL_read(t.ssl, into + got[0], <int>(room - got[0]))
+        if n > 0:
+            got[0] += n
+            if io.in_left == 0 and not SSL_has_pending(t.ssl):
+                return RC_OK
+            continue
+        why = SSL_get_error(t.ssl, n)
+        if why == SSL_ERROR_WANT_READ or why == SSL_ERROR_WANT_WRITE:
+            return RC_OK
+        if why == SSL_ERROR_ZERO_RETURN:
+            t.closed = 1
+            return RC_DONE
+        return failed(t)
+    return RC_AGAIN
+
+
+cdef int tls_seal(TlsIo *io, Tls *t, const char *at, size_t size) noexcept nogil:
+    """One record of size bytes (at most TLS_RECORD) behind `out`, where the caller has made size + TLS_OVERHEAD room. RC_OK or RC_FAIL."""
+    if SSL_write(t.ssl, at, <int>size) == <int>size:
+        return RC_OK
+    return failed(t)
+
+
+cdef bint tls_holds(const Tls *t) noexcept nogil:
+    """Are there bytes of the peer that no read of the socket will bring?"""
+    return t.sealed != NULL or SSL_has_pending(t.ssl)
+
+
+cdef void tls_bye(TlsIo *io, Tls *t) noexcept nogil:
+    """close_notify behind `out`."""
+    if SSL_shutdown(t.ssl) < 0:
+        ERR_clear_error()
+
+
+cdef void tls_end(Tls *t) noexcept nogil:
+    """Free the session; twice is harmless. What t.sealed and t.server refer to are the caller's to give back."""
+    if t.ssl != NULL:
+        SSL_free(t.ssl)
+        t.ssl = NULL
+    t.due = 0

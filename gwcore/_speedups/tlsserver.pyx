@@ -1,0 +1,276 @@
+"""Contexts of a listener. A certificate is chosen at the ClientHello, before OpenSSL looks for a session, so that a session made under one
+name or with other client certificates is never found under another: the identity of what was chosen, with the name, is its session id
+context (CONFORMANCE T4)."""
+from libc.stddef cimport size_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcmp, memcpy
+
+from gwcore._speedups.copenssl cimport (
+    BIO, BIO_free, BIO_new_mem_buf, ERR_clear_error, ERR_peek_error, ERR_reason_error_string, EVP_Digest, EVP_PKEY, EVP_PKEY_free,
+    EVP_sha256, OPENSSL_free, OPENSSL_malloc, PEM_read_bio_PrivateKey, PEM_read_bio_X509, PEM_read_bio_X509_CRL, SSL,
+    SSL_AD_UNRECOGNIZED_NAME, SSL_CLIENT_HELLO_ERROR, SSL_CLIENT_HELLO_SUCCESS, SSL_CTX, SSL_CTX_add1_chain_cert, SSL_CTX_add_client_CA,
+    SSL_CTX_free, SSL_CTX_get_cert_store, SSL_CTX_new, SSL_CTX_set1_groups_list, SSL_CTX_set_alpn_select_cb, SSL_CTX_set_cipher_list,
+    SSL_CTX_set_ciphersuites, SSL_CTX_set_client_hello_cb, SSL_CTX_set_max_proto_version, SSL_CTX_set_min_proto_version,
+    SSL_CTX_set_mode, SSL_CTX_set_num_tickets, SSL_CTX_set_options, SSL_CTX_set_read_ahead, SSL_CTX_set_session_cache_mode,
+    SSL_CTX_set_timeout, SSL_CTX_set_tlsext_status_arg, SSL_CTX_set_tlsext_status_cb, SSL_CTX_set_verify, SSL_CTX_set_verify_depth,
+    SSL_CTX_use_PrivateKey, SSL_CTX_use_certificate, SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER, SSL_MODE_RELEASE_BUFFERS,
+    SSL_OP_CIPHER_SERVER_PREFERENCE, SSL_OP_NO_COMPRESSION, SSL_OP_NO_RENEGOTIATION, SSL_OP_NO_TICKET, SSL_OP_PRIORITIZE_CHACHA,
+    SSL_SESS_CACHE_OFF, SSL_TLSEXT_ERR_ALERT_FATAL, SSL_TLSEXT_ERR_NOACK, SSL_TLSEXT_ERR_OK, SSL_VERIFY_FAIL_IF_NO_PEER_CERT,
+    SSL_VERIFY_PEER, SSL_client_hello_get0_ext, SSL_get_ex_data, SSL_set_SSL_CTX, SSL_set_session_id_context,
+    SSL_set_tlsext_status_ocsp_resp, TLSEXT_TYPE_server_name, TLS_server_method, X509, X509_CRL, X509_CRL_free, X509_STORE_add_cert,
+    X509_STORE_add_crl, X509_STORE_set_flags, X509_V_FLAG_CRL_CHECK, X509_V_FLAG_CRL_CHECK_ALL, X509_free,
+)
+from gwcore._speedups.fields cimport LOWER
+from gwcore._speedups.plan cimport CertSpec, Str, TlsPolicy, hash_bytes, name_id, plan_text, plan_tls
+
+cdef enum:
+    NAME_MOST = 253          # of a host name (RFC 1035)
+
+cdef extern from "<stdio.h>" nogil:
+    int snprintf(char *out, size_t size, const char *format, ...)
+
+
+# ---- what OpenSSL asks during a handshake -------------------------------------------------------------------------
+
+cdef size_t name_asked(SSL *ssl, char *out) noexcept nogil:
+    """The server name of a ClientHello in lower case and without a trailing dot (RFC 6066 3); its length, 0 when there is none."""
+    cdef const unsigned char *at
+    cdef size_t n, i
+    if SSL_client_hello_get0_ext(ssl, TLSEXT_TYPE_server_name, &at, &n) != 1 or n < 5:
+        return 0
+    if <size_t>(at[0] << 8 | at[1]) != n - 2 or at[2] != 0 or <size_t>(at[3] << 8 | at[4]) > n - 5:
+        return 0                                     # malformed: OpenSSL refuses it in a moment
+    n = <size_t>(at[3] << 8 | at[4])
+    at += 5
+    if n and at[n - 1] == c'.':
+        n -= 1
+    if n > NAME_MOST:
+        return 0
+    for i in range(n):
+        out[i] = LOWER[at[i]]
+    return n
+
+
+cdef int on_hello(SSL *ssl, int *alert, void *arg) noexcept nogil:
+    cdef TlsServer *s = <TlsServer *>arg
+    cdef Tls *t = <Tls *>SSL_get_ex_data(ssl, 0)
+    cdef char name[256]
+    cdef unsigned char identity[32 + 256]
+    cdef unsigned int size
+    cdef size_t n = name_asked(ssl, name)
+    cdef uint32_t policy = server_policy(s, name, n)
+    cdef const TlsPolicy *p
+    if policy == 0 and n and s.spec.refuse_unknown:
+        alert[0] = SSL_AD_UNRECOGNIZED_NAME
+        return SSL_CLIENT_HELLO_ERROR
+    t.named = policy != 0
+    t.policy = <uint16_t>(policy - 1 if policy else 0)
+    t.name_hash = hash_bytes(1, name, n) if n else 0
+    p = <const TlsPolicy *>(<const char *>s.plan + s.spec.policies.off) + t.policy
+    memcpy(&t.identity, p.identity, sizeof(t.identity))
+    memcpy(identity, p.identity, 32)
+    memcpy(identity + 32, name, n)
+    if SSL_set_SSL_CTX(ssl, s.contexts[t.policy]) == NULL or EVP_Digest(identity, 32 + n, identity, &size, EVP_sha256(), NULL) != 1 \
+            or SSL_set_session_id_context(ssl, identity, 32) != 1:
+        return SSL_CLIENT_HELLO_ERROR
+    return SSL_CLIENT_HELLO_SUCCESS
+
+
+cdef int on_alpn(SSL *ssl, const unsigned char **out, unsigned char *out_len, const unsigned char *offered, unsigned int n, void *arg) noexcept nogil:
+    """The first of ours that the client offers; none in common is an alert (RFC 7301 3.2)."""
+    cdef TlsServer *s = <TlsServer *>arg
+    cdef const char *ours = plan_text(s.plan, s.spec.alpn)
+    cdef uint32_t i = 0, k
+    while i < s.spec.alpn.len:
+        k = 0
+        while k < n:
+            if offered[k] == <uint8_t>ours[i] and memcmp(offered + k + 1, ours + i + 1, offered[k]) == 0:
+                out[0] = offered + k + 1
+                out_len[0] = offered[k]
+                return SSL_TLSEXT_ERR_OK
+            k += 1 + offered[k]
+        i += 1 + <uint8_t>ours[i]
+    return SSL_TLSEXT_ERR_ALERT_FATAL
+
+
+cdef int on_status(SSL *ssl, void *arg) noexcept nogil:
+    """Staple the OCSP response of the certificate (its first, where there are two)."""
+    cdef Tls *t = <Tls *>SSL_get_ex_data(ssl, 0)
+    cdef TlsServer *s = <TlsServer *>t.server
+    cdef const TlsPolicy *p = <const TlsPolicy *>(<const char *>s.plan + s.spec.policies.off) + t.policy
+    cdef const uint32_t *list = <const uint32_t *>(<const char *>s.plan + p.certs.off)
+    cdef Str der = (<const CertSpec *>(<const char *>s.plan + s.spec.certs.off) + list[0]).ocsp
+    cdef unsigned char *copy
+    if der.len == 0:
+        return SSL_TLSEXT_ERR_NOACK
+    copy = <unsigned char *>OPENSSL_malloc(der.len)      # OpenSSL frees it
+    if copy == NULL:
+        return SSL_TLSEXT_ERR_NOACK
+    memcpy(copy, plan_text(s.plan, der), der.len)
+    SSL_set_tlsext_status_ocsp_resp(ssl, copy, der.len)
+    return SSL_TLSEXT_ERR_OK
+
+
+# ---- which policy -------------------------------------------------------------------------------------------------
+
+cdef uint32_t server_policy(const TlsServer *s, const char *name, size_t n) noexcept nogil:
+    """The index + 1 of the policy for a name in lower case; 0 = no certificate has it. A wildcard stands for one label (RFC 6125 6.4.3)."""
+    cdef uint32_t id = name_id(s.plan, s.spec.names, name, n, 0)
+    cdef size_t i = 0
+    if id or n == 0:
+        return id
+    while i < n and name[i] != c'.':
+        i += 1
+    return name_id(s.plan, s.spec.names, name + i, n - i, 1) if 0 < i < n else 0
+
+
+cdef bint server_owns(const TlsServer *s, const Tls *t, const char *host, size_t n) noexcept nogil:
+    """May a request for this host come on this connection? A client that named a server gets hosts of that certificate only; one that named
+    none (or an unknown one) every host but those that have a certificate of their own."""
+    cdef uint32_t policy
+    cdef uint64_t identity
+    if t.named and t.name_hash == hash_bytes(1, host, n):
+        return True
+    policy = server_policy(s, host, n)
+    if policy == 0:
+        return not t.named
+    memcpy(&identity, ((<const TlsPolicy *>(<const char *>s.plan + s.spec.policies.off)) + policy - 1).identity, sizeof(identity))
+    return identity == t.identity
+
+
+# ---- making contexts ----------------------------------------------------------------------------------------------
+
+cdef bint said(char *why, size_t size, const char *what) noexcept nogil:
+    cdef const char *detail = ERR_reason_error_string(ERR_peek_error())
+    if detail == NULL:
+        detail = b"refused"
+    snprintf(why, size, b"%s: %s", what, detail)
+    ERR_clear_error()
+    return False
+
+
+cdef int no_password(char *into, int size, int writing, void *arg) noexcept nogil:
+    return -1                                            # or OpenSSL asks the terminal
+
+
+cdef bint context_cert(SSL_CTX *c, const TlsServer *s, const CertSpec *spec, char *why, size_t size) noexcept nogil:
+    cdef BIO *b = BIO_new_mem_buf(plan_text(s.plan, spec.chain), <int>spec.chain.len)
+    cdef X509 *x = PEM_read_bio_X509(b, NULL, NULL, NULL)
+    cdef EVP_PKEY *k
+    cdef bint good = x != NULL and SSL_CTX_use_certificate(c, x) == 1
+    X509_free(x)
+    while good:
+        x = PEM_read_bio_X509(b, NULL, NULL, NULL)
+        if x == NULL:
+            break
+        good = SSL_CTX_add1_chain_cert(c, x) == 1
+        X509_free(x)
+    BIO_free(b)
+    if not good:
+        return said(why, size, b"certificate")
+    ERR_clear_error()                                    # the end of the file
+    b = BIO_new_mem_buf(plan_text(s.plan, spec.key), <int>spec.key.len)
+    k = PEM_read_bio_PrivateKey(b, NULL, no_password, NULL)
+    good = k != NULL and SSL_CTX_use_PrivateKey(c, k) == 1
+    EVP_PKEY_free(k)
+    BIO_free(b)
+    return good or said(why, size, b"key")
+
+
+cdef bint context_clients(SSL_CTX *c, const TlsServer *s, char *why, size_t size) noexcept nogil:
+    """Ask for client certificates."""
+    cdef BIO *b = BIO_new_mem_buf(plan_text(s.plan, s.spec.client_ca), <int>s.spec.client_ca.len)
+    cdef X509 *x
+    cdef X509_CRL *l
+    cdef int n = 0
+    while True:
+        x = PEM_read_bio_X509(b, NULL, NULL, NULL)
+        if x == NULL:
+            break
+        n += 1
+        X509_STORE_add_cert(SSL_CTX_get_cert_store(c), x)
+        SSL_CTX_add_client_CA(c, x)
+        X509_free(x)
+    BIO_free(b)
+    ERR_clear_error()
+    if n == 0:
+        return said(why, size, b"client_auth.ca holds no certificate")
+    if s.spec.client_crl.len:
+        b = BIO_new_mem_buf(plan_text(s.plan, s.spec.client_crl), <int>s.spec.client_crl.len)
+        n = 0
+        while True:
+            l = PEM_read_bio_X509_CRL(b, NULL, NULL, NULL)
+            if l == NULL:
+                break
+            n += 1
+            X509_STORE_add_crl(SSL_CTX_get_cert_store(c), l)
+            X509_CRL_free(l)
+        BIO_free(b)
+        ERR_clear_error()
+        if n == 0:
+            return said(why, size, b"client_auth.crl holds no revocation list")
+        X509_STORE_set_flags(SSL_CTX_get_cert_store(c), X509_V_FLAG_CRL_CHECK | X509_V_FLAG_CRL_CHECK_ALL)
+    SSL_CTX_set_verify(c, SSL_VERIFY_PEER | (SSL_VERIFY_FAIL_IF_NO_PEER_CERT if s.spec.client_auth == 2 else 0), NULL)
+    SSL_CTX_set_verify_depth(c, <int>s.spec.client_depth)
+    return True
+
+
+cdef bint context_rules(SSL_CTX *c, TlsServer *s, char *why, size_t size) noexcept nogil:
+    """Everything but certificates."""
+    cdef const TlsSpec *t = s.spec
+    SSL_CTX_set_mode(c, SSL_MODE_RELEASE_BUFFERS | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER)
+    SSL_CTX_set_read_ahead(c, 1)
+    SSL_CTX_set_options(c, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION | SSL_OP_CIPHER_SERVER_PREFERENCE | SSL_OP_PRIORITIZE_CHACHA)
+    SSL_CTX_set_session_cache_mode(c, SSL_SESS_CACHE_OFF)
+    SSL_CTX_set_timeout(c, t.lifetime_s)
+    SSL_CTX_set_num_tickets(c, 1 if t.tickets else 0)
+    if not t.tickets:
+        SSL_CTX_set_options(c, SSL_OP_NO_TICKET)
+    if SSL_CTX_set_min_proto_version(c, <int>t.min_version) != 1 or SSL_CTX_set_max_proto_version(c, <int>t.max_version) != 1:
+        return said(why, size, b"versions")
+    if t.ciphers.len and SSL_CTX_set_cipher_list(c, plan_text(s.plan, t.ciphers)) != 1:
+        return said(why, size, b"ciphers")
+    if t.suites.len and SSL_CTX_set_ciphersuites(c, plan_text(s.plan, t.suites)) != 1:
+        return said(why, size, b"ciphersuites")
+    if SSL_CTX_set1_groups_list(c, plan_text(s.plan, t.groups)) != 1:
+        return said(why, size, b"groups")
+    SSL_CTX_set_client_hello_cb(c, on_hello, s)
+    SSL_CTX_set_alpn_select_cb(c, on_alpn, s)
+    SSL_CTX_set_tlsext_status_cb(c, on_status)
+    if t.client_auth and not context_clients(c, s, why, size):
+        return False
+    return True
+
+
+cdef bint server_build(TlsServer *s, const PlanHead *p, uint32_t i, char *why, size_t size) noexcept nogil:
+    """The contexts of the plan's i-th TLS listener. False: why says what is refused, and server_free gives back what was made."""
+    cdef const TlsPolicy *policy
+    cdef const uint32_t *list
+    cdef uint32_t k, n
+    s.plan, s.spec = p, plan_tls(p, i)
+    s.contexts = <SSL_CTX **>calloc(s.spec.policies.n, sizeof(SSL_CTX *))
+    if s.contexts == NULL:
+        return said(why, size, b"memory")
+    for k in range(s.spec.policies.n):
+        s.contexts[k] = SSL_CTX_new(TLS_server_method())
+        if s.contexts[k] == NULL:
+            return said(why, size, b"memory")
+        if not context_rules(s.contexts[k], s, why, size):
+            return False
+        policy = <const TlsPolicy *>(<const char *>p + s.spec.policies.off) + k
+        list = <const uint32_t *>(<const char *>p + policy.certs.off)
+        for n in range(policy.certs.n):
+            if not context_cert(s.contexts[k], s, <const CertSpec *>(<const char *>p + s.spec.certs.off) + list[n], why, size):
+                return False
+    return True
+
+
+cdef void server_free(TlsServer *s) noexcept nogil:
+    """Connections that are up keep their contexts: OpenSSL counts."""
+    cdef uint32_t k
+    if s.contexts != NULL:
+        for k in range(s.spec.policies.n):
+            SSL_CTX_free(s.contexts[k])
+        free(s.contexts)
+    s.contexts = NULL

@@ -1,0 +1,145 @@
+"""Certificate files: read, judged and put in order for the plan."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gwcore._speedups import crypto
+from gwcore.config.tls import ListenerTls
+
+WEAK_RSA_BITS = 2048
+SOON_S = 14 * 86400.0  # a certificate that ends within is worth a warning
+
+
+@dataclass
+class Pair:
+    """A certificate with its key, as read from disk."""
+
+    chain: bytes
+    key: bytes
+    ocsp: bytes
+    facts: dict[str, Any]
+    """Of the certificate itself: see crypto.certificates."""
+
+
+@dataclass
+class Material:
+    """Everything that a listener's TLS reads from files."""
+
+    pairs: list[Pair] = field(default_factory=list)
+    client_ca: bytes = b""
+    client_crl: bytes = b""
+
+
+Complain = Callable[[tuple[Any, ...], str], None]
+
+
+def _read(path: str, where: tuple[Any, ...], error: Complain) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as why:
+        error(where, f"{path} cannot be read: {why.strerror}")
+        return b""
+
+
+def read(tls: ListenerTls, error: Complain, warn: Complain) -> Material:
+    """Read and check the files of a listener. `error` and `warn` get the path below `tls` and what is wrong; what had an error is left out."""
+    out = Material()
+    now = time.time()
+    for i, c in enumerate(tls.certificates):
+        at = ("certificates", i)
+        chain, key = _read(c.cert, (*at, "cert"), error), _read(c.key, (*at, "key"), error)
+        ocsp = _read(c.ocsp, (*at, "ocsp"), error) if c.ocsp else b""
+        if not chain or not key:
+            continue
+        try:
+            found = crypto.certificates(chain)
+        except ValueError as why:
+            error((*at, "cert"), f"{c.cert}: {why}")
+            continue
+        wrong = crypto.check_key(chain, key)
+        if wrong:
+            error((*at, "key"), f"{c.key}: {wrong}")
+            continue
+        own = found[0]
+        for n, (one, after) in enumerate(zip(found, found[1:], strict=False)):
+            if not one["signed"]:
+                error(
+                    (*at, "cert"),
+                    f"{c.cert}: certificate {n + 2} ({after['subject']}) did not issue certificate {n + 1} ({one['subject']}); "
+                    "the file must lead from the server's certificate to the root, each signed by the next",
+                )
+        if not own["names"] and len(tls.certificates) > 1:
+            error((*at, "cert"), f"{c.cert}: has no subjectAltName, so no client can ask for it")
+        if own["key"].startswith("RSA") and own["bits"] < WEAK_RSA_BITS:
+            error((*at, "cert"), f"{c.cert}: RSA with {own['bits']} bits is too weak; {WEAK_RSA_BITS} are the least")
+        if own["not_after"] < now:
+            warn((*at, "cert"), f"{c.cert}: has expired on {day(own['not_after'])}")
+        elif own["not_after"] < now + SOON_S:
+            warn((*at, "cert"), f"{c.cert}: expires on {day(own['not_after'])}")
+        if own["not_before"] > now:
+            warn((*at, "cert"), f"{c.cert}: is not valid before {day(own['not_before'])}")
+        out.pairs.append(Pair(chain, key, ocsp, own))
+    auth = tls.client_auth
+    if auth.mode != "off":
+        out.client_ca = _read(auth.ca, ("client_auth", "ca"), error)
+        if out.client_ca:
+            try:
+                crypto.certificates(out.client_ca)
+            except ValueError as why:
+                error(("client_auth", "ca"), f"{auth.ca}: {why}")
+        if auth.crl:
+            out.client_crl = _read(auth.crl, ("client_auth", "crl"), error)
+            try:
+                for ends in crypto.crl_expiry(out.client_crl) if out.client_crl else []:
+                    if ends and ends < now:
+                        warn(("client_auth", "crl"), f"{auth.crl}: has expired on {day(ends)}; no client certificate is accepted")
+            except ValueError as why:
+                error(("client_auth", "crl"), f"{auth.crl}: {why}")
+    for key_, value in (("ciphers", tls.ciphers), ("ciphersuites", tls.ciphersuites)):
+        if value and not crypto.accepts(key_, value):
+            error((key_,), f"{value!r} is not understood by {crypto.version()}")
+    if not groups(tls):
+        error(("groups",), f"none of {', '.join(tls.groups)} is known to {crypto.version()}")
+    return out
+
+
+def day(unix: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(unix))
+
+
+def groups(tls: ListenerTls) -> list[str]:
+    """Those of the wanted groups that this OpenSSL knows."""
+    return [g for g in tls.groups if crypto.accepts("groups", g)]
+
+
+def policies(pairs: list[Pair]) -> tuple[list[list[int]], dict[str, int]]:
+    """Which pairs serve which names. A policy is a list of pairs with keys of different kinds; the first policy is the default, and names
+    maps each name to its policy. Of two pairs of one kind for a name the earlier one wins."""
+    by_name: dict[str, list[int]] = {}
+    for i, p in enumerate(pairs):
+        for name in p.facts["names"] or [""]:
+            mine = by_name.setdefault(name, [])
+            if all(pairs[k].facts["key"] != p.facts["key"] for k in mine):
+                mine.append(i)
+    first = next((by_name[n] for n in pairs[0].facts["names"]), [0])
+    out = [first]
+    names: dict[str, int] = {}
+    for name, mine in by_name.items():
+        if mine not in out:
+            out.append(mine)
+        if name:
+            names[name] = out.index(mine)
+    return out, names
+
+
+def identity(address: str, tls: ListenerTls, material: Material, names: list[str]) -> bytes:
+    """32 bytes that differ where a session of one policy must not be resumed under another: other listener, other names, other client
+    authorities. A renewed certificate changes nothing."""
+    text = "\0".join([address, tls.client_auth.mode, *sorted(names)]).encode()
+    return hashlib.sha256(text + b"\0" + hashlib.sha256(material.client_ca).digest()).digest()

@@ -1,0 +1,100 @@
+"""Models of `listeners[].tls`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from gwcore.config.base import Model
+from gwcore.config.units import Duration
+
+PROFILES: dict[str, dict[str, Any]] = {
+    "modern": {"versions": ["1.3"], "ciphers": ""},
+    "intermediate": {
+        "versions": ["1.2", "1.3"],
+        "ciphers": "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384:"
+        "ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305",
+    },
+}
+SUITES = "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
+GROUPS = ["X25519MLKEM768", "X25519", "P-256", "P-384"]
+
+
+def under(tls: ListenerTls, base: Path) -> ListenerTls:
+    """The same with every relative path below base."""
+
+    def put(path: str) -> str:
+        return str(base / path) if path else ""
+
+    pairs = [c.model_copy(update={"cert": put(c.cert), "key": put(c.key), "ocsp": put(c.ocsp)}) for c in tls.certificates]
+    auth = tls.client_auth
+    auth = auth.model_copy(update={"ca": put(auth.ca), "crl": put(auth.crl)})
+    return tls.model_copy(update={"certificates": pairs, "client_auth": auth})
+
+
+def _version(value: Any) -> Any:
+    return str(value) if isinstance(value, float) else value
+
+
+class Certificate(Model):
+    cert: str = Field(min_length=1)
+    """PEM file: the certificate, then those between it and the root."""
+    key: str = Field(min_length=1)
+    """PEM file of its private key, without a password."""
+    ocsp: str = ""
+    """DER file of an OCSP response to staple; read again when it changes."""
+
+
+class ClientAuth(Model):
+    mode: Literal["off", "optional", "require"] = "off"
+    """Ask clients for a certificate; `require` ends a handshake without a good one, `optional` only with a bad one."""
+    ca: str = ""
+    """PEM file of the authorities that clients' certificates must come from."""
+    crl: str = ""
+    """PEM file of their revocation lists."""
+    depth: int = Field(3, ge=0, le=10)
+    """Most certificates between a client's and the authority."""
+
+    @model_validator(mode="after")
+    def _ca(self) -> ClientAuth:
+        if self.mode != "off" and not self.ca:
+            raise ValueError(f"client_auth.mode {self.mode} needs client_auth.ca, or nobody could be recognised")
+        return self
+
+
+class ListenerTls(Model):
+    certificates: list[Certificate] = Field(min_length=1, max_length=1000)
+    """Chosen by the client's server name from the names in the certificates; RSA and ECDSA of the same names stand side by side. The first
+    one serves clients that name no server, or an unknown one."""
+    profile: Literal["modern", "intermediate"] = "intermediate"
+    """modern: TLS 1.3. intermediate: also 1.2 with ECDHE and AEAD ciphers."""
+    versions: list[Annotated[Literal["1.2", "1.3"], BeforeValidator(_version, json_schema_input_type=str | float)]] | None = None
+    """Overrides the profile's."""
+    ciphers: str | None = None
+    """Of TLS 1.2, OpenSSL's notation; overrides the profile's."""
+    ciphersuites: str = SUITES
+    """Of TLS 1.3."""
+    groups: list[str] = GROUPS
+    """Key exchange, most wanted first; those that this OpenSSL does not know are left out."""
+    alpn: list[Literal["http/1.1"]] = Field(["http/1.1"], min_length=1)
+    """Protocols offered."""
+    unknown_name: Literal["default", "refuse"] = "default"
+    """A server name that no certificate has: the first certificate, or an alert."""
+    client_auth: ClientAuth = ClientAuth()
+    """Client certificates."""
+    tickets: bool = True
+    """Sessions may be resumed."""
+    session_lifetime: Duration = Field(4 * 3600.0, ge=1, le=86400)
+    """How long a session may be resumed."""
+
+    @field_validator("client_auth", mode="before")
+    @classmethod
+    def _mode(cls, value: Any) -> Any:
+        return {"mode": "off"} if value is False else {"mode": value} if isinstance(value, str) else value
+
+    @property
+    def range(self) -> list[str]:
+        """The versions in effect, ascending."""
+        return sorted(set(self.versions or PROFILES[self.profile]["versions"]))
