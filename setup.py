@@ -29,6 +29,7 @@ LIBRARIES = {
     "gwcore._speedups.regex": ["pcre2-8"],
     "gwcore._speedups.crypto": OPENSSL,
     "gwcore._speedups.tls": OPENSSL,
+    "gwcore._speedups.tickets": OPENSSL,
     "gwcore._speedups.tlsserver": OPENSSL,
 }
 

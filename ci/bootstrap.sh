@@ -23,6 +23,7 @@ need libc6-dev test -f /usr/include/stdio.h
 need libpcre2-dev test -f /usr/include/pcre2.h
 need libssl-dev test -f /usr/include/openssl/ssl.h
 need strace command -v strace
+need redis-server command -v redis-server
 need python3-dev test -f "$include/Python.h"
 need python3-venv "$python" -c 'import ensurepip'
 if [ ${#missing[@]} -gt 0 ]; then

@@ -61,14 +61,18 @@ class Supervisor:
 
     def __init__(self, loaded: Loaded, config_path: str, spawner: Channel, workers: int, arguments: list[str]):
         from gwcore._speedups.shm import Segment
+        from gwcore.certwatch import CertWatch
         from gwcore.discovery import Discovery
         from gwcore.sockets import Listeners
+        from gwcore.tickets import TicketKeys
 
         self.loaded, self.config_path, self.arguments = loaded, config_path, arguments
         self.segment = Segment.create(workers)
         self.listeners = Listeners(workers)
         self.admin_sockets = Listeners(1)
         self.crew = Crew(self, spawner, self.segment, self.listeners)
+        self.tickets = TicketKeys(self.segment, say)
+        self.certs = CertWatch(lambda: self.config, self.use_addresses, say)
         self.discovery = Discovery(lambda: self.start_task(self.use_addresses()), say)
         self.admin: Admin | None = None
         self.versions = 0
@@ -98,7 +102,9 @@ class Supervisor:
 
     async def run(self) -> int:
         """Start, serve until the end; returns the exit status. SetupError when something needed cannot be had."""
-        self.inherit(upgrade.receive())
+        legacy = upgrade.receive()
+        self.inherit(legacy)
+        await self.tickets.begin(self.config, upgrade.secrets(legacy))
         log_fd = open_log(self.config.access_log)
         self.open_sockets(self.config)
         self.listeners.listen(self.config.listeners)
@@ -116,8 +122,10 @@ class Supervisor:
         self.crew.start(self.compile(self.config), self.addresses, self.drain_times(), log_fd)
         self.loop.call_later(WATCH_S, self.watch)
         self.loop.call_later(PING_S, self.ping)
+        self.look_at_certificates()
         status = await self.done
         self.discovery.stop()
+        await self.tickets.stop()
         if self.admin:
             await self.admin.stop()
         return status
@@ -266,6 +274,8 @@ class Supervisor:
     def commit(self, loaded: Loaded, plan: Plan, log_fd: int | None) -> None:
         """The point of no return: every worker is ready for the plan, and every new socket listens."""
         before, self.loaded = self.config, loaded
+        if (before.tls.tickets, before.redis) != (self.config.tls.tickets, self.config.redis):
+            self.start_task(self.tickets.use(self.config))
         self.discovery.keep(self.config)
         self.listeners.close(self.listeners.sockets.keys() - set(self.addresses))
         self.crew.commit(plan, self.addresses, self.drain_times())
@@ -275,7 +285,7 @@ class Supervisor:
             self.start_task(self.move_admin(before.admin.address))
 
     async def use_addresses(self) -> None:
-        """Names have other addresses: a plan of the same configuration with them. Endpoints that stay keep their connections."""
+        """Names have other addresses, or certificates are new: a plan of the same configuration with them. What stays keeps its connections."""
         async with self.reloading:
             if self.state != "serving":
                 return
@@ -283,7 +293,7 @@ class Supervisor:
             errors = await self.crew.prepare(plan)
             if errors:
                 os.close(plan.fd)
-                say("cannot use new addresses: " + "; ".join(errors))
+                say("cannot use new addresses or certificates: " + "; ".join(errors))
                 return
             self.crew.commit(plan, self.addresses, self.drain_times())
 
@@ -365,6 +375,7 @@ class Supervisor:
         legacy = upgrade.Legacy(
             self.listeners.numbers(), self.admin_sockets.numbers(), self.crew.legacy(), self.started, self.upgrades + 1
         )
+        upgrade.leave_secrets(legacy, self.tickets.legacy())
         try:
             upgrade.become(legacy, self.arguments)
         except OSError as why:
@@ -386,6 +397,13 @@ class Supervisor:
                 self.alarms[i] = (figures["accept_paused"], now)
         if not self.done.done():
             self.loop.call_later(WATCH_S, self.watch)
+
+    def look_at_certificates(self) -> None:
+        from gwcore.certwatch import LOOK_S
+
+        self.start_task(self.certs.look())
+        if not self.done.done():
+            self.loop.call_later(LOOK_S, self.look_at_certificates)
 
     def ping(self) -> None:
         self.crew.ping()

@@ -33,6 +33,25 @@ class Legacy:
     started: float = 0.0
     """When the first program of this process began (unix time)."""
     upgrades: int = 0
+    secrets: int = -1
+    """A memfd with keys of session tickets; -1 = none."""
+
+
+def leave_secrets(legacy: Legacy, text: bytes) -> None:
+    """Hand over what must not stand in the environment."""
+    if text:
+        legacy.secrets = os.memfd_create("gwcore-secrets", os.MFD_CLOEXEC)
+        os.write(legacy.secrets, text)
+
+
+def secrets(legacy: Legacy) -> bytes:
+    """What the program before us left by leave_secrets; it is gone afterwards."""
+    if legacy.secrets < 0:
+        return b""
+    os.lseek(legacy.secrets, 0, os.SEEK_SET)
+    with os.fdopen(legacy.secrets, "rb") as f:
+        legacy.secrets = -1
+        return f.read()
 
 
 def receive() -> Legacy:
@@ -62,6 +81,8 @@ def become(legacy: Legacy, arguments: list[str]) -> None:
     Signals that come before the new program has its handlers wait; without that a SIGHUP in between would end the process.
     """
     inherited = {*legacy.elders, *(fd for fds in [*legacy.listeners.values(), *legacy.admin.values()] for fd in fds)}
+    if legacy.secrets >= 0:
+        inherited.add(legacy.secrets)
     for fd in inherited:
         os.set_inheritable(fd, True)
     os.environ[VARIABLE] = json.dumps(asdict(legacy))

@@ -4,7 +4,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
 
 from gwcore._speedups.buffer cimport (
-    BUF_LONG, BUF_HEAD, Buf, BufPool, ByteQueue, buf_bytes, buf_give, buf_grow, buf_room, buf_space, buf_take, queue_add, queue_clear, queue_skip,
+    BUF_LONG, BUF_HEAD, Buf, buf_bytes, buf_give, buf_grow, buf_room, buf_space, buf_take, queue_add, queue_clear, queue_skip,
 )
 from gwcore._speedups.clients cimport client_leave
 from gwcore._speedups.outlist cimport OutList, out_reset, out_store
@@ -19,6 +19,7 @@ from gwcore._speedups.tls cimport (
     TLS_FLOW_BYTES, TLS_IN_BYTES, TLS_OVERHEAD, TLS_RECORD, TLS_RECORD_FIRST, tls_begin, tls_bye, tls_end, tls_holds, tls_io_open, tls_open,
     tls_out_room, tls_seal, tls_step,
 )
+from gwcore._speedups.tlsserver cimport TlsServer, server_count
 from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK, link_append, link_drop, link_init, size_t
 
 # from FREE, IDLE, HEAD, BUSY, LINGER, CONNECTING, READY, POOLED: the legal next states
@@ -420,7 +421,6 @@ cdef int sealed_send(Worker *w, Conn *c, OutList *o) noexcept nogil:
     cdef size_t staged = 0
     cdef int i, rc = RC_OK
     cdef Buf *b = o.spill.head
-    cdef bint sent = c.output.bytes != 0
     if w.date_s != c.tls.flow_s:             # a second or more since the last write: the peer's window may have shrunk
         if w.date_s > <uint64_t>c.tls.flow_s + 1:
             c.tls.flow = 0
@@ -460,6 +460,8 @@ cdef int conn_handshake(Worker *w, Conn *c) noexcept nogil:
         if window_keep(w, c) != RC_OK:
             step = RC_FAIL
         if step == RC_OK:
+            server_count(<TlsServer *>c.tls.server, &c.tls, w.now_us - c.opened_ms * 1000)
+            w.lane.tls.sessions += 1
             plan_release(c)
             if tls_holds(&c.tls):
                 c.readable = 1
@@ -486,6 +488,8 @@ cdef void tls_drop(Worker *w, Conn *c) noexcept nogil:
         tls_bye(&w.tls, &c.tls)
         if w.tls.out_used:
             send(c.fd, w.tls.out, w.tls.out_used, MSG_NOSIGNAL)
+    if c.tls.ssl != NULL and not c.tls.due:
+        w.lane.tls.sessions -= 1
     tls_end(&c.tls)
     buf_give(&w.bufs, c.tls.sealed)
     c.tls.sealed = NULL

@@ -43,6 +43,15 @@ cdef extern from "<openssl/evp.h>" nogil:
     int EVP_Digest(const void *data, size_t n, unsigned char *out, unsigned int *size, const EVP_MD *kind, void *engine)
     int EVP_EncryptInit_ex(EVP_CIPHER_CTX *c, const EVP_CIPHER *kind, void *engine, const unsigned char *key, const unsigned char *iv)
     int EVP_DecryptInit_ex(EVP_CIPHER_CTX *c, const EVP_CIPHER *kind, void *engine, const unsigned char *key, const unsigned char *iv)
+    const EVP_CIPHER *EVP_aes_256_gcm()
+    EVP_CIPHER_CTX *EVP_CIPHER_CTX_new()
+    void EVP_CIPHER_CTX_free(EVP_CIPHER_CTX *c)
+    int EVP_CIPHER_CTX_ctrl(EVP_CIPHER_CTX *c, int what, int n, void *p)
+    enum: EVP_CTRL_AEAD_GET_TAG, EVP_CTRL_AEAD_SET_TAG
+    int EVP_EncryptUpdate(EVP_CIPHER_CTX *c, unsigned char *out, int *n, const unsigned char *at, int size)
+    int EVP_EncryptFinal_ex(EVP_CIPHER_CTX *c, unsigned char *out, int *n)
+    int EVP_DecryptUpdate(EVP_CIPHER_CTX *c, unsigned char *out, int *n, const unsigned char *at, int size)
+    int EVP_DecryptFinal_ex(EVP_CIPHER_CTX *c, unsigned char *out, int *n)
     int EVP_MAC_CTX_set_params(EVP_MAC_CTX *c, const void *params)
     void EVP_PKEY_free(EVP_PKEY *k)
     int EVP_PKEY_get_bits(const EVP_PKEY *k)
@@ -87,7 +96,7 @@ cdef extern from "<openssl/x509v3.h>" nogil:
     ctypedef struct GENERAL_NAMES
     ctypedef struct GENERAL_NAME:
         int type
-    enum: GEN_DNS, GEN_IPADD, NID_subject_alt_name, NID_commonName, X509_V_FLAG_CRL_CHECK, X509_V_FLAG_CRL_CHECK_ALL, X509_V_OK, X509_V_ERR_CRL_HAS_EXPIRED
+    enum: GEN_DNS, GEN_IPADD, NID_subject_alt_name, NID_commonName, NID_X25519, NID_X9_62_prime256v1, NID_secp384r1, X509_V_FLAG_CRL_CHECK, X509_V_FLAG_CRL_CHECK_ALL, X509_V_OK, X509_V_ERR_CRL_HAS_EXPIRED
     enum: X509_V_FLAG_PARTIAL_CHAIN
     unsigned long XN_FLAG_RFC2253
     X509 *PEM_read_bio_X509(BIO *b, X509 **out, pem_password_fn password, void *arg)

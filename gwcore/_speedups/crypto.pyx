@@ -2,13 +2,14 @@
 them. Cold; with the GIL."""
 import calendar
 import ipaddress
-
-from libc.stddef cimport size_t
+import os
 
 from gwcore._speedups.copenssl cimport (
     ASN1_STRING, ASN1_STRING_get0_data, ASN1_STRING_length, ASN1_TIME, ASN1_TIME_to_tm, BIO, BIO_free, BIO_new_mem_buf, ERR_clear_error,
-    ERR_peek_error, ERR_reason_error_string, EVP_PKEY, EVP_PKEY_EC, EVP_PKEY_ED25519, EVP_PKEY_RSA, EVP_PKEY_RSA_PSS, EVP_PKEY_free,
-    EVP_PKEY_get_base_id, EVP_PKEY_get_bits, EVP_PKEY_get_security_bits, EVP_sha256, GENERAL_NAME, GENERAL_NAMES, GENERAL_NAMES_free, GENERAL_NAME_get0_value,
+    ERR_peek_error, ERR_reason_error_string, EVP_CIPHER_CTX, EVP_CIPHER_CTX_ctrl, EVP_CIPHER_CTX_free, EVP_CIPHER_CTX_new,
+    EVP_CTRL_AEAD_GET_TAG, EVP_CTRL_AEAD_SET_TAG, EVP_DecryptFinal_ex, EVP_DecryptInit_ex, EVP_DecryptUpdate, EVP_EncryptFinal_ex,
+    EVP_EncryptInit_ex, EVP_EncryptUpdate, EVP_PKEY, EVP_PKEY_EC, EVP_PKEY_ED25519, EVP_PKEY_RSA, EVP_PKEY_RSA_PSS, EVP_PKEY_free,
+    EVP_PKEY_get_base_id, EVP_PKEY_get_bits, EVP_PKEY_get_security_bits, EVP_aes_256_gcm, EVP_sha256, GENERAL_NAME, GENERAL_NAMES, GENERAL_NAMES_free, GENERAL_NAME_get0_value,
     GEN_DNS, GEN_IPADD, NID_subject_alt_name, OPENSSL_VERSION, OPENSSL_init_ssl, OpenSSL_version, PEM_read_bio_PrivateKey,
     PEM_read_bio_X509, PEM_read_bio_X509_CRL, SSL_CTX, SSL_CTX_free, SSL_CTX_new, SSL_CTX_set1_groups_list, SSL_CTX_set_cipher_list,
     SSL_CTX_set_ciphersuites, TLS_server_method, X509, X509_CRL, X509_CRL_free, X509_CRL_get0_nextUpdate, X509_NAME_oneline,
@@ -159,6 +160,46 @@ def crl_expiry(pem: bytes) -> list:
     if not out:
         raise ValueError("there is no revocation list in it")
     return out
+
+
+def wrap(key: bytes, text: bytes) -> bytes:
+    """text under AES-256-GCM: 12 bytes nonce, ciphertext, 16 bytes tag. key: 32 bytes."""
+    cdef EVP_CIPHER_CTX *c = EVP_CIPHER_CTX_new()
+    cdef bytes nonce = os.urandom(12)
+    cdef bytearray out = bytearray(len(text) + 16)
+    cdef unsigned char *at = out
+    cdef int n = 0, end = 0
+    if len(key) != 32:
+        raise ValueError("the key must have 32 bytes")
+    good = c != NULL and EVP_EncryptInit_ex(c, EVP_aes_256_gcm(), NULL, <const unsigned char *>key, <const unsigned char *>nonce) == 1 \
+        and EVP_EncryptUpdate(c, at, &n, <const unsigned char *>text, <int>len(text)) == 1 and EVP_EncryptFinal_ex(c, at + n, &end) == 1 \
+        and EVP_CIPHER_CTX_ctrl(c, EVP_CTRL_AEAD_GET_TAG, 16, at + len(text)) == 1
+    EVP_CIPHER_CTX_free(c)
+    if not good:
+        raise RuntimeError(f"AES-256-GCM: {trouble('refused')}")
+    return nonce + bytes(out)
+
+
+def unwrap(key: bytes, sealed: bytes) -> bytes:
+    """What wrap made sealed of. ValueError when it is another key's, or was changed."""
+    cdef EVP_CIPHER_CTX *c
+    cdef bytearray out
+    cdef const unsigned char *at = sealed
+    cdef unsigned char *into
+    cdef int n = 0, end = 0, size = <int>len(sealed) - 28
+    if len(key) != 32 or size < 0:
+        raise ValueError("not wrapped with this secret")
+    out = bytearray(size + 16)
+    into = out
+    c = EVP_CIPHER_CTX_new()
+    good = c != NULL and EVP_DecryptInit_ex(c, EVP_aes_256_gcm(), NULL, <const unsigned char *>key, at) == 1 \
+        and EVP_DecryptUpdate(c, into, &n, at + 12, size) == 1 \
+        and EVP_CIPHER_CTX_ctrl(c, EVP_CTRL_AEAD_SET_TAG, 16, <void *>(at + 12 + size)) == 1 and EVP_DecryptFinal_ex(c, into + n, &end) == 1
+    EVP_CIPHER_CTX_free(c)
+    ERR_clear_error()
+    if not good:
+        raise ValueError("not wrapped with this secret")
+    return bytes(out[:size])
 
 
 def accepts(kind: str, value: str) -> bool:

@@ -296,6 +296,7 @@ cdef void tls_refuse(Worker *w, Conn *c, int reason) noexcept nogil:
         head_refuse(w, c, R_BAD_REQUEST)
         return
     w.lane.reasons[reason] += 1
+    w.lane.tls.failed += 1
     log_refused(w, c, reason, 0)
     client_linger(w, c)
 

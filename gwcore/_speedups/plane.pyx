@@ -130,6 +130,7 @@ cdef class Plane:
                 plan_free(p)
                 raise ValueError(f"route {name}: regex: {error.decode()} at character {where}")
         for i in range(p.head.tls.n):
+            p.servers[i].shared.ring, p.servers[i].shared.cell = &self.r.w.segment.tickets, &self.r.w.lane.tls
             if not server_build(&p.servers[i], p.head, i, error, sizeof(error)):
                 plan_free(p)
                 raise ValueError(f"listeners: tls: {error.decode(errors='replace')}")

@@ -1,5 +1,6 @@
 # Level 1. The shared segment: one lane of counters per worker slot, one writer each; cells by slot number. Readers add up.
 from gwcore._speedups.types cimport size_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t
 
 cdef enum:
     ROUTE_CELLS = 2048       # of them the first are given out by identity, the last is "other"
@@ -52,8 +53,25 @@ cdef struct WorkerCell:
     uint64_t buffer_bytes
     uint64_t tunnels
 
+cdef struct TlsCell:
+    uint64_t full[2]         # handshakes: TLS 1.2, 1.3
+    uint64_t resumed[3]      # by ticket, from the machine's cache, from Redis
+    uint64_t failed
+    uint64_t groups[6]       # GROUP_WORDS
+    uint64_t ciphers[10]     # CIPHER_WORDS
+    uint64_t tickets_issued
+    uint64_t tickets_unknown # of a key that is gone, or not ours
+    uint64_t ticket_uses[8]  # by place in the ring
+    uint64_t early_accepted
+    uint64_t early_refused
+    uint64_t sum_us
+    uint64_t sessions        # gauge: TLS connections open
+    uint32_t seconds[161]    # histogram of whole handshakes
+    uint32_t unused
+
 cdef struct Lane:
     WorkerCell worker
+    TlsCell tls
     uint64_t reasons[96]
     RouteCell routes[2048]
     UpstreamCell upstreams[256]
@@ -64,6 +82,18 @@ cdef struct EndpointCell:    # shared by all workers, touched at open and close 
     uint32_t open            # atomic
     uint32_t wanted          # atomic: a worker waits for a place
 
+cdef struct TicketKey:       # of session tickets
+    uint8_t name[16]         # stands in the ticket
+    uint8_t aes[32]
+    uint8_t mac[32]
+
+cdef struct TicketRing:      # written by the supervisor, read by every worker
+    uint32_t version         # odd while it is written
+    uint32_t current         # place of the key that issues; 8 = none
+    uint32_t used            # bit per place
+    uint32_t unused
+    TicketKey keys[8]
+
 cdef struct Segment_:
     uint32_t magic
     uint32_t layout
@@ -71,6 +101,7 @@ cdef struct Segment_:
     uint32_t unused
     uint64_t seed            # of hashes that strangers must not foresee
     EndpointCell endpoints[2048]
+    TicketRing tickets
 
 cdef inline Lane *segment_lane(Segment_ *s, uint32_t worker) noexcept nogil:
     return <Lane *>(<char *>s + 65536) + worker

@@ -3,7 +3,7 @@ reload keeps counting where it was. Pages that nobody touches cost nothing."""
 import os
 
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from gwcore._speedups.histogram cimport histogram_edge_us
 from gwcore._speedups.reasons cimport R_COUNT, reason_row
@@ -12,6 +12,17 @@ from gwcore._speedups.sys cimport MAP_FAILED, MAP_NORESERVE, MAP_SHARED, PROT_RE
 LIMITS = {"route": ROUTE_CELLS, "upstream": UPSTREAM_CELLS, "endpoint": ENDPOINT_CELLS}
 CLOSE_WORDS = ("idle", "max_requests", "max_age", "peer", "error", "stale", "evicted", "drain", "timeout", "aborted", "tunnel")
 MAGIC = 0x73637767
+TICKET_KEY_BYTES = sizeof(TicketKey)
+GROUP_WORDS = ("X25519", "P-256", "P-384", "X25519MLKEM768", "none", "other")
+CIPHER_WORDS = ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256", "ECDHE-ECDSA-AES128-GCM-SHA256",
+                "ECDHE-RSA-AES128-GCM-SHA256", "ECDHE-ECDSA-AES256-GCM-SHA384", "ECDHE-RSA-AES256-GCM-SHA384",
+                "ECDHE-ECDSA-CHACHA20-POLY1305", "ECDHE-RSA-CHACHA20-POLY1305", "other")
+
+cdef extern from * nogil:
+    """
+    #define gw_seq_add(p) __atomic_add_fetch((p), 1, __ATOMIC_SEQ_CST)
+    """
+    uint32_t gw_seq_add(uint32_t *p)
 
 assert <int>R_COUNT <= <int>REASON_CELLS and sizeof(Segment_) <= 65536
 
@@ -50,6 +61,7 @@ cdef class Segment:
         (<Segment>s).mem.layout = <uint32_t>sizeof(Lane)
         (<Segment>s).mem.workers = workers
         (<Segment>s).mem.seed = int.from_bytes(os.urandom(8), "little")
+        s.set_tickets(0, {0: os.urandom(TICKET_KEY_BYTES)})
         return s
 
     @staticmethod
@@ -83,6 +95,24 @@ cdef class Segment:
             known[name] = len(known)
         return known[name]
 
+    def set_tickets(self, current: int, keys: dict[int, bytes]) -> None:
+        """The ring of session ticket keys: TICKET_KEY_BYTES (name, AES key, MAC key) each by place, of which `current` issues. Workers see all of it or nothing."""
+        cdef TicketRing *r = &self.mem.tickets
+        cdef bytes key
+        if current not in keys or not all(0 <= place < 8 and len(k) == TICKET_KEY_BYTES for place, k in keys.items()):
+            raise ValueError("ticket keys: places are 0 to 7, and one of them issues")
+        gw_seq_add(&r.version)
+        r.current, r.used = current, 0
+        memset(r.keys, 0, sizeof(r.keys))
+        for place, key in keys.items():
+            r.used |= 1 << <uint32_t>place
+            memcpy(&r.keys[<int>place], <const char *>key, sizeof(TicketKey))
+        gw_seq_add(&r.version)
+
+    def tls_figures(self) -> dict:
+        """TLS, added up over the workers."""
+        return tls_figures(self)
+
     def retire(self, worker: int) -> None:
         """A worker died: its gauges go to zero, its counters stay and its successor goes on from them."""
         cdef Lane *lane
@@ -91,6 +121,7 @@ cdef class Segment:
             raise IndexError(worker)
         lane = segment_lane(self.mem, worker)
         lane.worker.tunnels = lane.worker.connections = lane.worker.exchanges = lane.worker.upstream_connections = lane.worker.buffer_bytes = 0
+        lane.tls.sessions = 0
         for i in range(UPSTREAM_CELLS):
             lane.upstreams[i].waiting = lane.upstreams[i].in_use = lane.upstreams[i].idle = lane.upstreams[i].connecting = 0
         for i in range(ENDPOINT_CELLS):
@@ -129,6 +160,38 @@ cdef class Segment:
 cdef dict worker_figures(Segment self, uint32_t w):
     cdef WorkerCell *c = &segment_lane(self.mem, w).worker
     return dict(c[0])
+
+
+cdef dict tls_figures(Segment self):
+    cdef TlsCell *c
+    cdef uint32_t w, i
+    cdef uint32_t cells[HIST_CELLS]
+    cdef uint64_t sum_us = 0
+    memset(cells, 0, sizeof(cells))
+    out = {"handshakes": {"TLSv1.2": 0, "TLSv1.3": 0}, "resumed": {"ticket": 0, "local": 0, "redis": 0}, "failed": 0,
+           "groups": dict.fromkeys(GROUP_WORDS, 0), "ciphers": dict.fromkeys(CIPHER_WORDS, 0), "tickets_issued": 0, "tickets_unknown": 0,
+           "ticket_uses": [0] * 8, "early_data": {"accepted": 0, "refused": 0}, "sessions": 0}
+    for w in range(self.mem.workers):
+        c = &segment_lane(self.mem, w).tls
+        for key, n in (("failed", c.failed), ("tickets_issued", c.tickets_issued),
+                       ("tickets_unknown", c.tickets_unknown), ("sessions", c.sessions)):
+            out[key] += n
+        for i, word in enumerate(out["handshakes"]):
+            out["handshakes"][word] += c.full[i]
+        for i, word in enumerate(out["resumed"]):
+            out["resumed"][word] += c.resumed[i]
+        for i, word in enumerate(GROUP_WORDS):
+            out["groups"][word] += c.groups[i]
+        for i, word in enumerate(CIPHER_WORDS):
+            out["ciphers"][word] += c.ciphers[i]
+        for i in range(8):
+            out["ticket_uses"][i] += c.ticket_uses[i]
+        out["early_data"]["accepted"] += c.early_accepted
+        out["early_data"]["refused"] += c.early_refused
+        for i in range(HIST_CELLS):
+            cells[i] += c.seconds[i]
+        sum_us += c.sum_us
+    return dict(out, seconds=seconds(cells, sum_us))
 
 
 cdef dict route_figures(Segment self, uint32_t slot):

@@ -3,7 +3,7 @@ both belong to the worker and are valid for one call, so a connection that waits
 
 OpenSSL's error queue is empty between calls: every failure here empties it, so that no call pays for clearing it first."""
 from libc.stddef cimport size_t
-from libc.stdint cimport uint8_t, uint16_t
+from libc.stdint cimport uint16_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 

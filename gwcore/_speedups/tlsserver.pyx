@@ -8,21 +8,25 @@ from libc.string cimport memcmp, memcpy
 
 from gwcore._speedups.copenssl cimport (
     BIO, BIO_free, BIO_new_mem_buf, ERR_clear_error, ERR_peek_error, ERR_reason_error_string, EVP_Digest, EVP_PKEY, EVP_PKEY_free,
-    EVP_sha256, OPENSSL_free, OPENSSL_malloc, PEM_read_bio_PrivateKey, PEM_read_bio_X509, PEM_read_bio_X509_CRL, SSL,
+    EVP_sha256, OPENSSL_malloc, PEM_read_bio_PrivateKey, PEM_read_bio_X509, PEM_read_bio_X509_CRL, SSL,
     SSL_AD_UNRECOGNIZED_NAME, SSL_CLIENT_HELLO_ERROR, SSL_CLIENT_HELLO_SUCCESS, SSL_CTX, SSL_CTX_add1_chain_cert, SSL_CTX_add_client_CA,
     SSL_CTX_free, SSL_CTX_get_cert_store, SSL_CTX_new, SSL_CTX_set1_groups_list, SSL_CTX_set_alpn_select_cb, SSL_CTX_set_cipher_list,
     SSL_CTX_set_ciphersuites, SSL_CTX_set_client_hello_cb, SSL_CTX_set_max_proto_version, SSL_CTX_set_min_proto_version,
     SSL_CTX_set_mode, SSL_CTX_set_num_tickets, SSL_CTX_set_options, SSL_CTX_set_read_ahead, SSL_CTX_set_session_cache_mode,
-    SSL_CTX_set_timeout, SSL_CTX_set_tlsext_status_arg, SSL_CTX_set_tlsext_status_cb, SSL_CTX_set_verify, SSL_CTX_set_verify_depth,
+    SSL_CTX_set_timeout, SSL_CTX_set_tlsext_status_cb, SSL_CTX_set_verify, SSL_CTX_set_verify_depth,
     SSL_CTX_use_PrivateKey, SSL_CTX_use_certificate, SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER, SSL_MODE_RELEASE_BUFFERS,
     SSL_OP_CIPHER_SERVER_PREFERENCE, SSL_OP_NO_COMPRESSION, SSL_OP_NO_RENEGOTIATION, SSL_OP_NO_TICKET, SSL_OP_PRIORITIZE_CHACHA,
     SSL_SESS_CACHE_OFF, SSL_TLSEXT_ERR_ALERT_FATAL, SSL_TLSEXT_ERR_NOACK, SSL_TLSEXT_ERR_OK, SSL_VERIFY_FAIL_IF_NO_PEER_CERT,
-    SSL_VERIFY_PEER, SSL_client_hello_get0_ext, SSL_get_ex_data, SSL_set_SSL_CTX, SSL_set_session_id_context,
+    SSL_CIPHER_get_protocol_id, SSL_VERIFY_PEER, SSL_client_hello_get0_ext, SSL_get_current_cipher,
+    SSL_get_ex_data, SSL_get_negotiated_group, SSL_version, TLS1_3_VERSION, NID_X25519, NID_X9_62_prime256v1, NID_secp384r1, SSL_set_SSL_CTX, SSL_set_session_id_context,
     SSL_set_tlsext_status_ocsp_resp, TLSEXT_TYPE_server_name, TLS_server_method, X509, X509_CRL, X509_CRL_free, X509_STORE_add_cert,
     X509_STORE_add_crl, X509_STORE_set_flags, X509_V_FLAG_CRL_CHECK, X509_V_FLAG_CRL_CHECK_ALL, X509_free,
 )
 from gwcore._speedups.fields cimport LOWER
+from gwcore._speedups.histogram cimport histogram_cell
 from gwcore._speedups.plan cimport CertSpec, Str, TlsPolicy, hash_bytes, name_id, plan_text, plan_tls
+from gwcore._speedups.shm cimport TlsCell
+from gwcore._speedups.tickets cimport tickets_attach
 
 cdef enum:
     NAME_MOST = 253          # of a host name (RFC 1035)
@@ -139,6 +143,34 @@ cdef bint server_owns(const TlsServer *s, const Tls *t, const char *host, size_t
     return identity == t.identity
 
 
+# ---- counting -----------------------------------------------------------------------------------------------------
+
+cdef uint16_t[9] CIPHERS                 # ids, in the order of shm.CIPHER_WORDS
+CIPHERS[:] = [0x1301, 0x1302, 0x1303, 0xc02b, 0xc02f, 0xc02c, 0xc030, 0xcca9, 0xcca8]
+cdef int[4] GROUPS                       # ids with TLS 1.3 and OpenSSL's NIDs, in the order of shm.GROUP_WORDS
+GROUPS[:] = [NID_X25519, NID_X9_62_prime256v1, NID_secp384r1, 0x011ec | 0x1000000]
+
+
+cdef void server_count(TlsServer *s, const Tls *t, uint64_t us) noexcept nogil:
+    """Count a handshake that has come about, and how long it took."""
+    cdef TlsCell *cell = s.shared.cell
+    cdef uint16_t cipher = SSL_CIPHER_get_protocol_id(SSL_get_current_cipher(t.ssl))
+    cdef int group = SSL_get_negotiated_group(t.ssl), i = 0
+    if t.resumed:
+        cell.resumed[t.kind - 1 if t.kind else 0] += 1
+    else:
+        cell.full[SSL_version(t.ssl) == TLS1_3_VERSION] += 1
+    while i < 9 and CIPHERS[i] != cipher:
+        i += 1
+    cell.ciphers[i] += 1
+    i = 0
+    while i < 4 and GROUPS[i] != group:
+        i += 1
+    cell.groups[i if i < 4 else 4 if group == 0 else 5] += 1
+    cell.seconds[histogram_cell(us)] += 1
+    cell.sum_us += us
+
+
 # ---- making contexts ----------------------------------------------------------------------------------------------
 
 cdef bint said(char *why, size_t size, const char *what) noexcept nogil:
@@ -225,7 +257,9 @@ cdef bint context_rules(SSL_CTX *c, TlsServer *s, char *why, size_t size) noexce
     SSL_CTX_set_session_cache_mode(c, SSL_SESS_CACHE_OFF)
     SSL_CTX_set_timeout(c, t.lifetime_s)
     SSL_CTX_set_num_tickets(c, 1 if t.tickets else 0)
-    if not t.tickets:
+    if t.tickets:
+        tickets_attach(c)
+    else:
         SSL_CTX_set_options(c, SSL_OP_NO_TICKET)
     if SSL_CTX_set_min_proto_version(c, <int>t.min_version) != 1 or SSL_CTX_set_max_proto_version(c, <int>t.max_version) != 1:
         return said(why, size, b"versions")

@@ -77,6 +77,15 @@ class SegmentCollector(Collector):
         for key, (name, text) in WORKER_GAUGES.items():
             yield GaugeMetricFamily(name, text, value=sum(w[key] for w in snap["workers"]))
         yield _family("gwcore_failures_total", "Requests and connections that failed, by reason", "reason", snap["reasons"])
+        yield from _tls(s.segment.tls_figures())
+        ends = GaugeMetricFamily(
+            "gwcore_certificate_expiry_timestamp_seconds",
+            "When a certificate ends, unix time",
+            labels=["listener", "file", "name"],
+        )
+        for c in s.certs.status():
+            ends.add_metric([c["listener"], c["file"], (c["names"] or [c["subject"]])[0]], c["not_after"])
+        yield ends
         most = s.config.metrics.max_series // 2  # routes and upstreams share it by halves
         yield from _routes(fold(snap["routes"], most))
         yield from _upstreams(fold(snap["upstreams"], most))
@@ -87,6 +96,26 @@ def _family(name: str, text: str, label: str, values: dict[str, int]) -> Counter
     for value, n in values.items():
         family.add_metric([value], n)
     return family
+
+
+def _tls(t: dict[str, Any]) -> Iterable[Any]:
+    yield _family("gwcore_tls_handshakes_total", "Full TLS handshakes, by version", "version", t["handshakes"])
+    yield _family("gwcore_tls_resumptions_total", "Resumed TLS handshakes, by where the session came from", "kind", t["resumed"])
+    yield _family("gwcore_tls_groups_total", "TLS handshakes, by key exchange", "group", t["groups"])
+    yield _family("gwcore_tls_ciphers_total", "TLS handshakes, by cipher", "cipher", t["ciphers"])
+    yield CounterMetricFamily("gwcore_tls_handshakes_failed_total", "TLS handshakes that failed", value=t["failed"])
+    yield CounterMetricFamily("gwcore_tls_tickets_issued_total", "Session tickets issued", value=t["tickets_issued"])
+    yield CounterMetricFamily(
+        "gwcore_tls_tickets_unknown_total", "Session tickets whose key is gone or not ours", value=t["tickets_unknown"]
+    )
+    yield GaugeMetricFamily("gwcore_tls_connections", "TLS connections open", value=t["sessions"])
+    seconds = HistogramMetricFamily("gwcore_tls_handshake_seconds", "Time of whole TLS handshakes", labels=[])
+    seconds.add_metric(
+        [],
+        [(f"{le:g}", float(n)) for le, n in t["seconds"]["buckets"]] + [("+Inf", float(t["seconds"]["count"]))],
+        t["seconds"]["sum"],
+    )
+    yield seconds
 
 
 def _routes(routes: dict[str, Any]) -> Iterable[Any]:

@@ -39,6 +39,7 @@ def build(s: Supervisor) -> dict[str, Any]:
         "workers": workers,
         "workers_draining": len(s.crew.elders),
         "names": s.discovery.status(),
+        "tls": {**s.segment.tls_figures(), "tickets": s.tickets.status(), "certificates": s.certs.status()},
         "reasons": snapshot["reasons"],
         "routes": snapshot["routes"],
         "upstreams": snapshot["upstreams"],

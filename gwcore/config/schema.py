@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model
 from gwcore.config.base import TOKEN, Address, Model, split_address
 from gwcore.config.certs import Material
 from gwcore.config.routes import Route
-from gwcore.config.tls import ListenerTls
+from gwcore.config.tls import ListenerTls, Redis, Tls
 from gwcore.config.units import Duration, Rate, Size
 from gwcore.config.upstreams import Upstream
 
@@ -186,6 +186,10 @@ class Config(Model):
     """Host first (exact, wildcard, none), then exact path, longest prefix, regex; then file order."""
     admin: Admin = Admin()
     """The operator's HTTP interface."""
+    tls: Tls = Tls()
+    """What the TLS of all listeners shares."""
+    redis: Redis = Redis()
+    """The Redis that machines of a fleet share."""
     access_log: AccessLog = AccessLog()
     """One line per request."""
     limits: Limits = Limits()
@@ -204,6 +208,12 @@ class Config(Model):
     """The request id field."""
     headers: Headers = Headers()
     """Treatment of client fields."""
+
+    @model_validator(mode="after")
+    def _redis(self) -> Config:
+        if self.tls.tickets.share == "redis" and not self.redis.url:
+            raise ValueError("tls.tickets.share: redis needs redis.url")
+        return self
 
     @field_validator("workers")
     @classmethod

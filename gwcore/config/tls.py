@@ -34,6 +34,10 @@ def under(tls: ListenerTls, base: Path) -> ListenerTls:
     return tls.model_copy(update={"certificates": pairs, "client_auth": auth})
 
 
+def _switch(value: Any) -> Any:
+    return {"on": True, "off": False}.get(value, value) if isinstance(value, str) else value
+
+
 def _version(value: Any) -> Any:
     return str(value) if isinstance(value, float) else value
 
@@ -62,6 +66,47 @@ class ClientAuth(Model):
         if self.mode != "off" and not self.ca:
             raise ValueError(f"client_auth.mode {self.mode} needs client_auth.ca, or nobody could be recognised")
         return self
+
+
+class Tickets(Model):
+    share: Literal["memory", "secret", "file", "redis"] = "memory"
+    """Where the keys of session tickets come from. memory: this gateway alone makes them; they outlive a reload and an upgrade. secret: made of
+    `secret` and the time, so that machines with one secret and one clock resume each other's sessions. file, redis: a ring of random keys,
+    kept wrapped with `secret`; in Redis one machine at a time makes new ones."""
+    rotate: Duration = Field(3600.0, ge=1, le=86400)
+    """How long a key issues tickets; equal on all machines that share. The next key is known to all of them one period before its use."""
+    keep: int = Field(5, ge=2, le=6)
+    """How many keys open tickets: the one that issues and those before it."""
+    secret: str = ""
+    """At least 32 characters, the same on all machines. Take it from the environment: `${TICKET_SECRET}`."""
+    file: str = ""
+    """Of `share: file`."""
+
+    @model_validator(mode="after")
+    def _needs(self) -> Tickets:
+        if self.share != "memory" and len(self.secret) < 32:
+            raise ValueError(
+                f"share: {self.share} needs a secret of at least 32 characters (such as from `openssl rand -hex 32`)"
+            )
+        if self.share == "file" and not self.file:
+            raise ValueError("share: file needs file, the path of the ring")
+        return self
+
+
+class Tls(Model):
+    tickets: Tickets = Tickets()
+    """Keys of session tickets."""
+    watch: Annotated[bool, BeforeValidator(_switch, json_schema_input_type=bool | Literal["on", "off"])] = False
+    """Take certificates, keys and revocation lists anew when their files change; otherwise at a reload. OCSP responses always."""
+
+
+class Redis(Model):
+    url: str = ""
+    """`redis://host:port/db`, `rediss://` with TLS, or `unix:///path`; with user and password where needed. Never logged."""
+    deadline: Duration = Field(0.02, ge=0.001, le=10)
+    """Of a look-up on a request's or handshake's way; then it goes on without."""
+    prefix: str = "gwcore:"
+    """Of every key."""
 
 
 class ListenerTls(Model):
