@@ -11,6 +11,7 @@ from gwcore._speedups.plan cimport plan_text
 from gwcore._speedups.reasons cimport reason_row
 from gwcore._speedups.ring cimport ring_put
 from gwcore._speedups.story cimport Exchange
+from gwcore._speedups.tls cimport tls_cipher, tls_version
 
 cdef extern from "<time.h>" nogil:
     ctypedef long time_t
@@ -20,6 +21,7 @@ cdef extern from "<time.h>" nogil:
 
 cdef enum:
     RECORD_BYTES = 8192
+    SUBJECT_AT = 25          # len("X-Gwcore-Client-Subject: ")
 
 cdef struct Line:
     char at[8192]
@@ -119,6 +121,22 @@ cdef void line_send(Worker *w, Line *l) noexcept nogil:
         w.lane.worker.log_dropped += 1
 
 
+cdef void tls_fields(Line *l, const Conn *c) noexcept nogil:
+    """What only a TLS connection has; ends within a string, as it began."""
+    cdef const char *at
+    cdef size_t n = 0
+    word(l, b'","tls_cipher":"')
+    word(l, tls_cipher(&c.tls))
+    word(l, b'","tls_resumed":"')
+    word(l, b"ticket" if c.tls.resumed else b"")
+    word(l, b'","tls_client":"')
+    if c.tls.who != NULL:                            # the value of its first line
+        at = buf_bytes(c.tls.who) + SUBJECT_AT
+        while at[n] != c'\r':
+            n += 1
+        escaped(l, at, n)
+
+
 cdef void log_exchange(Worker *w, const Exchange *x) noexcept nogil:
     """Write the line of an exchange that ends. `w.now_us` is its end."""
     cdef Line l
@@ -168,8 +186,13 @@ cdef void log_exchange(Worker *w, const Exchange *x) noexcept nogil:
     millis(&l, x.first_byte_us - x.start_us if x.first_byte_us else total)
     word(&l, b',"t_total_ms":')
     millis(&l, total)
-    word(&l, b',"tls":"","degraded":"","tier":"P')
+    word(&l, b',"tls":"')
+    if x.client.tls.ssl != NULL:
+        word(&l, tls_version(&x.client.tls))
+    word(&l, b'","degraded":"","tier":"P')
     number(&l, x.tier)
+    if x.client.tls.ssl != NULL:
+        tls_fields(&l, x.client)
     word(&l, b'"}\n')
     line_send(w, &l)
 

@@ -19,7 +19,7 @@ from gwcore._speedups.tls cimport (
     TLS_FLOW_BYTES, TLS_IN_BYTES, TLS_OVERHEAD, TLS_RECORD, TLS_RECORD_FIRST, tls_begin, tls_bye, tls_end, tls_holds, tls_io_open, tls_open,
     tls_out_room, tls_seal, tls_step,
 )
-from gwcore._speedups.tlsserver cimport TlsServer, server_count
+from gwcore._speedups.tlsserver cimport TlsServer, server_count, server_identity
 from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK, link_append, link_drop, link_init, size_t
 
 # from FREE, IDLE, HEAD, BUSY, LINGER, CONNECTING, READY, POOLED: the legal next states
@@ -442,6 +442,20 @@ cdef int sealed_send(Worker *w, Conn *c, OutList *o) noexcept nogil:
     return sealed_push(w, c)
 
 
+cdef bint identity_keep(Worker *w, Conn *c) noexcept nogil:
+    """Remember who the client's certificate says it is. False when it has ended, or memory has."""
+    cdef char lines[1000]
+    cdef long n = server_identity(&c.tls, lines, sizeof(lines))
+    if n <= 0:
+        return n == 0
+    c.tls.who = buf_take(&w.bufs, n)
+    if c.tls.who == NULL:
+        return False
+    memcpy(buf_room(c.tls.who), lines, n)
+    c.tls.who.len = <uint32_t>n
+    return True
+
+
 cdef int conn_handshake(Worker *w, Conn *c) noexcept nogil:
     """Go on with a TLS handshake. RC_OK: it is over, and c.readable says whether bytes wait. RC_AGAIN: it waits for the peer. RC_DONE,
     RC_FAIL: the peer ended, or it failed (c.tls.error; the alert is sent)."""
@@ -458,6 +472,9 @@ cdef int conn_handshake(Worker *w, Conn *c) noexcept nogil:
             if step != RC_AGAIN or w.tls.in_left == 0:
                 break
         if window_keep(w, c) != RC_OK:
+            step = RC_FAIL
+        if step == RC_OK and not identity_keep(w, c):
+            c.tls.verify_failed = 1
             step = RC_FAIL
         if step == RC_OK:
             server_count(<TlsServer *>c.tls.server, &c.tls, w.now_us - c.opened_ms * 1000)
@@ -492,7 +509,8 @@ cdef void tls_drop(Worker *w, Conn *c) noexcept nogil:
         w.lane.tls.sessions -= 1
     tls_end(&c.tls)
     buf_give(&w.bufs, c.tls.sealed)
-    c.tls.sealed = NULL
+    buf_give(&w.bufs, c.tls.who)
+    c.tls.sealed = c.tls.who = NULL
     plan_release(c)
 
 

@@ -168,6 +168,8 @@ cdef int forward_request(Worker *w, Exchange *x, Head *h, OutList *o, const char
     if x.te_trailers and x.route.trailers:
         out_copy(o, b"TE: trailers\r\nConnection: TE\r\n", 30)
     forwarded_lines(x.client, h, o)
+    if x.client.tls.who != NULL:
+        out_add(o, buf_bytes(x.client.tls.who), x.client.tls.who.len)
     if p.via & VIA_REQUEST:
         out_some(o, plan_text(p, p.via_line), p.via_line.len)
     if p.id_line.len:

@@ -26,6 +26,7 @@ cdef struct TlsIo:           # one per worker: the windows of the call that runs
 cdef struct Tls:             # part of a connection; all zero = plain
     SSL *ssl
     Buf *sealed              # ciphertext that came and was not opened yet
+    Buf *who                 # lines for the upstream that name the client by its certificate; NULL = it has none
     void *server             # TlsServer * while the handshake runs; it belongs to a plan that the connection holds
     uint64_t name_hash       # of the server name that the client asked for, lower case; 0 = none
     uint32_t flow            # bytes sealed since the last pause
@@ -50,6 +51,8 @@ cdef int tls_seal(TlsIo *io, Tls *t, const char *at, size_t size) noexcept nogil
 cdef bint tls_holds(const Tls *t) noexcept nogil
 cdef void tls_bye(TlsIo *io, Tls *t) noexcept nogil
 cdef void tls_end(Tls *t) noexcept nogil
+cdef const char *tls_version(const Tls *t) noexcept nogil
+cdef const char *tls_cipher(const Tls *t) noexcept nogil
 
 cdef inline size_t tls_out_room(const TlsIo *io) noexcept nogil:
     return TLS_OUT_BYTES - io.out_used

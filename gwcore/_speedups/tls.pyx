@@ -11,7 +11,7 @@ from gwcore._speedups.copenssl cimport (
     BIO, BIO_CTRL_FLUSH, BIO_TYPE_SOURCE_SINK, BIO_clear_retry_flags, BIO_get_data, BIO_meth_free, BIO_meth_new, BIO_meth_set_ctrl,
     BIO_meth_set_read, BIO_meth_set_write, BIO_new, BIO_set_data, BIO_set_init, BIO_set_retry_read, BIO_set_retry_write, ERR_GET_LIB,
     ERR_GET_REASON, ERR_LIB_SSL, ERR_clear_error, ERR_peek_error, SSL_ERROR_WANT_READ, SSL_ERROR_WANT_WRITE, SSL_ERROR_ZERO_RETURN,
-    SSL_R_CERTIFICATE_VERIFY_FAILED, SSL_R_PEER_DID_NOT_RETURN_A_CERTIFICATE, SSL_do_handshake, SSL_free, SSL_get_error,
+    SSL_R_CERTIFICATE_VERIFY_FAILED, SSL_R_PEER_DID_NOT_RETURN_A_CERTIFICATE, SSL_CIPHER_get_name, SSL_do_handshake, SSL_free, SSL_get_current_cipher, SSL_get_error, SSL_get_version,
     SSL_has_pending, SSL_new, SSL_read, SSL_session_reused, SSL_set_accept_state, SSL_set_bio, SSL_set_connect_state, SSL_set_ex_data,
     SSL_shutdown, SSL_write,
 )
@@ -160,6 +160,14 @@ cdef void tls_bye(TlsIo *io, Tls *t) noexcept nogil:
     """close_notify behind `out`."""
     if SSL_shutdown(t.ssl) < 0:
         ERR_clear_error()
+
+
+cdef const char *tls_version(const Tls *t) noexcept nogil:
+    return SSL_get_version(t.ssl)
+
+
+cdef const char *tls_cipher(const Tls *t) noexcept nogil:
+    return SSL_CIPHER_get_name(SSL_get_current_cipher(t.ssl))
 
 
 cdef void tls_end(Tls *t) noexcept nogil:

@@ -13,6 +13,7 @@ cdef struct TlsServer:       # owned by a LocalPlan; a connection in its handsha
 
 cdef bint server_build(TlsServer *s, const PlanHead *p, uint32_t i, char *why, size_t size) noexcept nogil
 cdef void server_free(TlsServer *s) noexcept nogil
+cdef long server_identity(const Tls *t, char *out, size_t room) noexcept nogil
 cdef void server_count(TlsServer *s, const Tls *t, uint64_t us) noexcept nogil
 cdef uint32_t server_policy(const TlsServer *s, const char *name, size_t n) noexcept nogil
 cdef bint server_owns(const TlsServer *s, const Tls *t, const char *host, size_t n) noexcept nogil

@@ -7,7 +7,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy
 
 from gwcore._speedups.copenssl cimport (
-    BIO, BIO_free, BIO_new_mem_buf, ERR_clear_error, ERR_peek_error, ERR_reason_error_string, EVP_Digest, EVP_PKEY, EVP_PKEY_free,
+    BIO, BIO_free, BIO_new, BIO_new_mem_buf, BIO_read, BIO_s_mem, ERR_clear_error, ERR_peek_error, ERR_reason_error_string, EVP_Digest, EVP_PKEY, EVP_PKEY_free,
     EVP_sha256, OPENSSL_malloc, PEM_read_bio_PrivateKey, PEM_read_bio_X509, PEM_read_bio_X509_CRL, SSL,
     SSL_AD_UNRECOGNIZED_NAME, SSL_CLIENT_HELLO_ERROR, SSL_CLIENT_HELLO_SUCCESS, SSL_CTX, SSL_CTX_add1_chain_cert, SSL_CTX_add_client_CA,
     SSL_CTX_free, SSL_CTX_get_cert_store, SSL_CTX_new, SSL_CTX_set1_groups_list, SSL_CTX_set_alpn_select_cb, SSL_CTX_set_cipher_list,
@@ -18,9 +18,10 @@ from gwcore._speedups.copenssl cimport (
     SSL_OP_CIPHER_SERVER_PREFERENCE, SSL_OP_NO_COMPRESSION, SSL_OP_NO_RENEGOTIATION, SSL_OP_NO_TICKET, SSL_OP_PRIORITIZE_CHACHA,
     SSL_SESS_CACHE_OFF, SSL_TLSEXT_ERR_ALERT_FATAL, SSL_TLSEXT_ERR_NOACK, SSL_TLSEXT_ERR_OK, SSL_VERIFY_FAIL_IF_NO_PEER_CERT,
     SSL_CIPHER_get_protocol_id, SSL_VERIFY_PEER, SSL_client_hello_get0_ext, SSL_get_current_cipher,
-    SSL_get_ex_data, SSL_get_negotiated_group, SSL_version, TLS1_3_VERSION, NID_X25519, NID_X9_62_prime256v1, NID_secp384r1, SSL_set_SSL_CTX, SSL_set_session_id_context,
+    SSL_get0_peer_certificate, SSL_get_ex_data, SSL_get_negotiated_group, SSL_version, TLS1_3_VERSION, NID_X25519, NID_X9_62_prime256v1, NID_secp384r1, SSL_set_SSL_CTX, SSL_set_session_id_context,
     SSL_set_tlsext_status_ocsp_resp, TLSEXT_TYPE_server_name, TLS_server_method, X509, X509_CRL, X509_CRL_free, X509_STORE_add_cert,
-    X509_STORE_add_crl, X509_STORE_set_flags, X509_V_FLAG_CRL_CHECK, X509_V_FLAG_CRL_CHECK_ALL, X509_free,
+    X509_STORE_add_crl, X509_STORE_set_flags, X509_V_FLAG_CRL_CHECK, X509_V_FLAG_CRL_CHECK_ALL, X509_NAME_print_ex, X509_cmp_current_time, X509_digest, X509_free, X509_get0_notAfter,
+    X509_get_subject_name, XN_FLAG_RFC2253,
 )
 from gwcore._speedups.fields cimport LOWER
 from gwcore._speedups.histogram cimport histogram_cell
@@ -141,6 +142,36 @@ cdef bint server_owns(const TlsServer *s, const Tls *t, const char *host, size_t
         return not t.named
     memcpy(&identity, ((<const TlsPolicy *>(<const char *>s.plan + s.spec.policies.off)) + policy - 1).identity, sizeof(identity))
     return identity == t.identity
+
+
+# ---- who the client is --------------------------------------------------------------------------------------------
+
+cdef long server_identity(const Tls *t, char *out, size_t room) noexcept nogil:
+    """Header lines that tell the upstream of the client's certificate, into out (room for 900 bytes at least); their length, 0 when it showed
+    none. -1: the certificate has ended meanwhile, which a resumed session does not ask (CONFORMANCE T4). The subject is escaped as RFC 2253
+    has it, so that no byte of it can end a line."""
+    cdef X509 *x = SSL_get0_peer_certificate(t.ssl)
+    cdef unsigned char digest[64]
+    cdef unsigned int n = 0, i
+    cdef BIO *b
+    cdef int size = 0
+    cdef char subject[513]
+    cdef char hexed[65]
+    if x == NULL:
+        return 0
+    if X509_cmp_current_time(X509_get0_notAfter(x)) <= 0:
+        return -1
+    b = BIO_new(BIO_s_mem())
+    if b != NULL and X509_NAME_print_ex(b, X509_get_subject_name(x), 0, XN_FLAG_RFC2253) >= 0:
+        size = BIO_read(b, subject, 512)
+    BIO_free(b)
+    subject[size if size > 0 else 0] = 0
+    X509_digest(x, EVP_sha256(), digest, &n)
+    for i in range(32):
+        hexed[2 * i], hexed[2 * i + 1] = b"0123456789abcdef"[digest[i] >> 4], b"0123456789abcdef"[digest[i] & 15]
+    hexed[64] = 0
+    ERR_clear_error()
+    return snprintf(out, room, b"X-Gwcore-Client-Subject: %s\r\nX-Gwcore-Client-Fingerprint: sha256=%s\r\n", <char *>subject, <char *>hexed)
 
 
 # ---- counting -----------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import ssl
 import threading
@@ -278,6 +279,26 @@ def test_client_certificates(gateway, tmp_path):
         with pytest.raises((ssl.SSLError, ConnectionResetError, EOFError)):
             ask(p, context=client_context(identity=OTHER_CA.issue_cert("stranger")))
         wait_until(lambda p=p, n=1 + (not bare): p.reasons().get("tls_client_cert") == n)
+
+
+def test_the_upstream_is_told_who_the_client_is_and_nobody_can_claim_it(tmp_path, upstream):  # F10, C12
+    CA.cert_pem.write_to_path(tmp_path / "ca.pem")
+    u = upstream(echo_handler)
+    log = tmp_path / "log"
+    tls = listener(issue(tmp_path, "a.test"), more=f"client_auth: {{mode: optional, ca: {tmp_path / 'ca.pem'}}}")
+    with plane(proxy_config(u.address), listener=tls, log=str(log)) as p:
+        request = b"GET / HTTP/1.1\r\nHost: a.test\r\nX-Gwcore-Client-Subject: CN=admin\r\n\r\n"
+        assert b"X-Gwcore-Client" not in ask(p, request=request).body
+        evil = CA.issue_cert("client.test", common_name="a\r\nX-Admin: 1, O=ü", organization_name="Acme")
+        context = client_context(identity=evil)
+        for _ in range(2):
+            body = ask(p, request=request, context=context).body
+            subject = next(x for x in body.split(b"\r\n") if x.startswith(b"X-Gwcore-Client-Subject: "))
+            assert b"O=Acme" in subject and b"\\0D\\0A" in subject and b"CN=admin" not in body and b"\r\nX-Admin" not in body
+            assert b"X-Gwcore-Client-Fingerprint: sha256=" in body
+    lines = [json.loads(x) for x in log.read_text().splitlines()]
+    assert lines[0]["tls"] == "TLSv1.3" and lines[0]["tls_cipher"].startswith("TLS_") and lines[0]["tls_client"] == ""
+    assert "O=Acme" in lines[1]["tls_client"]
 
 
 def test_a_session_without_a_client_certificate_opens_no_door_that_wants_one(gateway, tmp_path):  # T4
