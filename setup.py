@@ -30,6 +30,8 @@ LIBRARIES = {
     "gwcore._speedups.crypto": OPENSSL,
     "gwcore._speedups.tls": OPENSSL,
     "gwcore._speedups.tickets": OPENSSL,
+    "gwcore._speedups.handshakes": OPENSSL,
+    "gwcore._speedups.handshake": OPENSSL,
     "gwcore._speedups.tlsserver": OPENSSL,
 }
 

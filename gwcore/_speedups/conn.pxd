@@ -1,5 +1,6 @@
 # Level 4. One TCP connection of either side, and the worker context that everything above works in.
 from gwcore._speedups.buffer cimport Buf, BufPool, ByteQueue
+from gwcore._speedups.handshakes cimport Crew
 from gwcore._speedups.head cimport Head
 from gwcore._speedups.outlist cimport OutList
 from gwcore._speedups.plan cimport PlanHead
@@ -24,7 +25,7 @@ cdef enum:
     OUT_FLAT = 2048          # up to here one write of a copy costs less than one of several slices (0.2 us a message)
 
 cdef enum TimerKind: TIMER_CLIENT, TIMER_UPSTREAM, TIMER_WORKER
-cdef enum Side: CONN_CLIENT, CONN_UPSTREAM, CONN_LISTENER, CONN_CLOCK
+cdef enum Side: CONN_CLIENT, CONN_UPSTREAM, CONN_LISTENER, CONN_CLOCK, CONN_CREW
 
 cdef enum ConnState:
     C_FREE
@@ -127,6 +128,9 @@ cdef struct Worker:          # one per process; the context of everything
     char *scratch
     char flat[2048]
     TlsIo tls
+    Crew *crew               # threads for handshakes; NULL = this one does them
+    Link greeting            # Node: connections whose handshake goes on in the next batch
+    uint32_t greets          # steps of handshakes in this batch
     TlsServer *servers[64]   # by listener, of the current plan; NULL = plain
     Pipe pipes[16]           # see splice.pyx
     int pipes_max
@@ -140,8 +144,10 @@ cdef void conn_arm(Worker *w, Conn *c, uint64_t due_ms) noexcept nogil
 cdef int conn_read(Worker *w, Conn *c, size_t most, const char **at, size_t *size) noexcept nogil
 cdef int conn_send(Worker *w, Conn *c, OutList *o) noexcept nogil
 cdef int conn_flush(Worker *w, Conn *c) noexcept nogil
-cdef bint conn_tls(Worker *w, Conn *c) noexcept nogil
-cdef int conn_handshake(Worker *w, Conn *c) noexcept nogil
+cdef int window_fill(Worker *w, Conn *c, size_t most) noexcept nogil
+cdef int window_keep(Worker *w, Conn *c) noexcept nogil
+cdef int sealed_push(Worker *w, Conn *c) noexcept nogil
+cdef void plan_release(Conn *c) noexcept nogil
 cdef void conn_shut(Worker *w, Conn *c) noexcept nogil
 cdef int conn_rest(Worker *w, Conn *c, const char *at, size_t size) noexcept nogil
 cdef bint conn_register(Worker *w, Conn *c) noexcept nogil

@@ -16,10 +16,8 @@ from gwcore._speedups.sys cimport (
 )
 from gwcore._speedups.timer cimport timer_arm, timer_cancel, timer_init
 from gwcore._speedups.tls cimport (
-    TLS_FLOW_BYTES, TLS_IN_BYTES, TLS_OVERHEAD, TLS_RECORD, TLS_RECORD_FIRST, tls_begin, tls_bye, tls_end, tls_holds, tls_io_open, tls_open,
-    tls_out_room, tls_seal, tls_step,
+    TLS_FLOW_BYTES, TLS_IN_BYTES, TLS_OVERHEAD, TLS_RECORD, TLS_RECORD_FIRST, tls_bye, tls_end, tls_holds, tls_open, tls_out_room, tls_seal,
 )
-from gwcore._speedups.tlsserver cimport TlsServer, server_count, server_identity
 from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK, link_append, link_drop, link_init, size_t
 
 # from FREE, IDLE, HEAD, BUSY, LINGER, CONNECTING, READY, POOLED: the legal next states
@@ -241,21 +239,6 @@ cdef int conn_rest(Worker *w, Conn *c, const char *at, size_t size) noexcept nog
 
 # ---- TLS ----------------------------------------------------------------------------------------------------------
 
-cdef bint conn_tls(Worker *w, Conn *c) noexcept nogil:
-    """Expect a TLS handshake on a client connection whose listener asks for one; what came already is ciphertext. False when memory is out."""
-    cdef TlsServer *server = w.servers[c.listener]
-    if server == NULL:
-        return True
-    if not tls_io_open(&w.tls) or not tls_begin(&w.tls, &c.tls, server.contexts[0], True):
-        return False
-    c.tls.server = server
-    c.tls.sealed = c.input
-    c.input = NULL
-    c.plan = w.plan
-    c.plan.refs += 1
-    return True
-
-
 cdef void plan_release(Conn *c) noexcept nogil:
     if c.plan != NULL:
         c.plan.refs -= 1
@@ -440,53 +423,6 @@ cdef int sealed_send(Worker *w, Conn *c, OutList *o) noexcept nogil:
         c.cut = 1
         return RC_FAIL
     return sealed_push(w, c)
-
-
-cdef bint identity_keep(Worker *w, Conn *c) noexcept nogil:
-    """Remember who the client's certificate says it is. False when it has ended, or memory has."""
-    cdef char lines[1000]
-    cdef long n = server_identity(&c.tls, lines, sizeof(lines))
-    if n <= 0:
-        return n == 0
-    c.tls.who = buf_take(&w.bufs, n)
-    if c.tls.who == NULL:
-        return False
-    memcpy(buf_room(c.tls.who), lines, n)
-    c.tls.who.len = <uint32_t>n
-    return True
-
-
-cdef int conn_handshake(Worker *w, Conn *c) noexcept nogil:
-    """Go on with a TLS handshake. RC_OK: it is over, and c.readable says whether bytes wait. RC_AGAIN: it waits for the peer. RC_DONE,
-    RC_FAIL: the peer ended, or it failed (c.tls.error; the alert is sent)."""
-    cdef int rc, step
-    while True:
-        rc = window_fill(w, c, TLS_IN_BYTES)
-        if rc != RC_OK and not (rc == RC_AGAIN and tls_holds(&c.tls)):
-            return rc
-        while True:
-            w.tls.out_used = 0
-            step = tls_step(&w.tls, &c.tls)
-            if w.tls.out_used and sealed_push(w, c) == RC_FAIL:
-                step = RC_FAIL
-            if step != RC_AGAIN or w.tls.in_left == 0:
-                break
-        if window_keep(w, c) != RC_OK:
-            step = RC_FAIL
-        if step == RC_OK and not identity_keep(w, c):
-            c.tls.verify_failed = 1
-            step = RC_FAIL
-        if step == RC_OK:
-            server_count(<TlsServer *>c.tls.server, &c.tls, w.now_us - c.opened_ms * 1000)
-            w.lane.tls.sessions += 1
-            plan_release(c)
-            if tls_holds(&c.tls):
-                c.readable = 1
-            return RC_OK
-        if step == RC_FAIL:
-            return RC_FAIL
-        if rc == RC_AGAIN or not c.readable:
-            return RC_AGAIN
 
 
 cdef void conn_shut(Worker *w, Conn *c) noexcept nogil:

@@ -17,10 +17,12 @@ from gwcore._speedups.chunked cimport Chunked, chunked_init
 from gwcore._speedups.cllhttp cimport LLHTTP_REQUEST
 from gwcore._speedups.conn cimport (
     LOOK_LOG_MS, SCRATCH_BYTES, C_BUSY, C_CONNECTING, C_HEAD, C_IDLE, C_LINGER, Conn, Worker, conn_again, conn_arm, conn_flush,
-    conn_handshake, conn_move, conn_read, conn_rest, conn_send, conn_tls, worker_look,
+    conn_move, conn_read, conn_rest, conn_send, worker_look,
 )
 from gwcore._speedups.fields cimport B_TOKEN, BYTE_CLASS
 from gwcore._speedups.forward cimport exchange_note, forward_request
+from gwcore._speedups.greet cimport greet
+from gwcore._speedups.handshake cimport handshake_due
 from gwcore._speedups.head cimport Head, HeadLimits, head_feed, head_init
 from gwcore._speedups.http1 cimport (
     BODY_CHUNKED, BODY_LENGTH, M_DELETE, M_GET, M_HEAD, M_OPTIONS, M_PUT, M_TRACE, host_normal, request_check,
@@ -33,7 +35,7 @@ from gwcore._speedups.proxyproto cimport ProxyPeer, proxy_parse
 from gwcore._speedups.reasons cimport (
     R_BAD_PATH, R_BODY_TIMEOUT, R_BODY_TOO_LARGE, R_BODY_TOO_SLOW, R_BUFFER_LIMIT, R_CLIENT_CLOSED, R_CLIENT_WRITE_TIMEOUT,
     R_CONNECT_TIMEOUT, R_HEADERS_TOO_LARGE, R_HEADER_TIMEOUT, R_METHOD_NOT_ALLOWED, R_MISDIRECTED, R_NO_ROUTE, R_QUEUE_TIMEOUT, R_RESPONSE_IDLE,
-    R_RESPONSE_TIMEOUT, R_TLS_CLIENT_CERT, R_TLS_HANDSHAKE, R_TLS_HANDSHAKE_TIMEOUT, R_TUNNEL_IDLE, R_UPSTREAM_RESET, R_UPSTREAM_WRITE_TIMEOUT, reason_row,
+    R_RESPONSE_TIMEOUT, R_TLS_HANDSHAKE_TIMEOUT, R_TUNNEL_IDLE, R_UPSTREAM_RESET, R_UPSTREAM_WRITE_TIMEOUT, reason_row,
 )
 from gwcore._speedups.ring cimport ring_room
 from gwcore._speedups.router cimport RouteQuery, router_find
@@ -43,7 +45,7 @@ from gwcore._speedups.story cimport (
 )
 from gwcore._speedups.tlsserver cimport server_owns
 from gwcore._speedups.tunnel cimport tunnel_event
-from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK, link_append, link_drop
+from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL, RC_OK, link_append, link_drop
 from gwcore._speedups.upstream cimport Upstream
 from gwcore.pool cimport CLOSE_IDLE, CLOSE_MAX_AGE, CLOSE_PEER, CLOSE_STALE
 from gwcore._speedups.ends cimport (
@@ -67,7 +69,7 @@ cdef void client_input(Worker *w, Conn *c) noexcept nogil:
     cdef int rc
     if c.proxy_due and not proxy_read(w, c):
         return
-    if c.tls.due and not tls_read(w, c):
+    if c.tls.due and not greet(w, c):
         return
     if w.ring != NULL and w.plan.head.log_block and ring_room(w.ring) < LOG_ROOM:
         link_drop(&c.run.link)                       # access_log.full: block; the tick looks again
@@ -124,28 +126,13 @@ cdef bint proxy_read(Worker *w, Conn *c) noexcept nogil:
         memcpy(c.peer, peer.address, 16)
         c.family, c.port = peer.family, peer.port
         c.trusted = plan_trusts(w.plan.head, c.peer)
-    if conn_rest(w, c, at + n, size - n) != RC_OK or not conn_tls(w, c):
+    if conn_rest(w, c, at + n, size - n) != RC_OK or not handshake_due(w, c):
         client_end(w, c, False)
         return False
     if not client_admit(w, c):
         return False
     conn_arm(w, c, w.now_ms + (w.plan.head.tls_handshake_ms if c.tls.due else w.plan.head.header_ms))
     return True
-
-
-cdef bint tls_read(Worker *w, Conn *c) noexcept nogil:
-    """The handshake that a TLS connection begins with. True: it is over, and bytes may wait."""
-    cdef int rc = conn_handshake(w, c)
-    if rc == RC_AGAIN:
-        return False
-    if rc == RC_DONE and not c.tls.begun:
-        client_end(w, c, False)              # a probe of the port
-        return False
-    if rc != RC_OK:
-        tls_refuse(w, c, R_TLS_CLIENT_CERT if c.tls.verify_failed else R_TLS_HANDSHAKE)
-        return False
-    conn_arm(w, c, w.now_ms + w.plan.head.header_ms)
-    return c.readable
 
 
 cdef void client_head(Worker *w, Conn *c, const char *at, size_t size, size_t before) noexcept nogil:

@@ -182,6 +182,8 @@ cdef struct PlanHead:
     uint32_t via
     uint32_t header_ms
     uint32_t tls_handshake_ms
+    uint32_t handshake_threads
+    uint32_t handshake_queue
     uint32_t keepalive_ms
     uint32_t linger_ms
     uint32_t linger_bytes

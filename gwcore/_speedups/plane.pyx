@@ -12,7 +12,7 @@ from gwcore._speedups.ends cimport client_end
 from gwcore._speedups.attempt cimport pooled_close
 from gwcore._speedups.plan cimport ListenerSpec, PlanHead, Route, UpstreamSpec, plan_refused, plan_route, plan_text, plan_upstream
 from gwcore._speedups.reactor cimport (
-    Listener, Reactor, listener_add, listener_drop, reactor_clock, reactor_close, reactor_close_idle, reactor_drain, reactor_open,
+    Listener, Reactor, listener_add, listener_drop, reactor_clock, reactor_close, reactor_close_idle, reactor_crew, reactor_drain, reactor_open,
 )
 from gwcore._speedups.regex cimport Regex, regex_compile, regex_free
 from gwcore._speedups.ring cimport ring_close, ring_open, ring_swap_fd
@@ -181,6 +181,9 @@ cdef class Plane:
                 for k in range(self.known[i].n):
                     self.known[i].endpoints[k].pool.draining = 1
         self._limits()
+        if p.head.handshake_threads and self.r.w.crew == NULL and p.head.tls.n:
+            if not reactor_crew(&self.r, p.head.handshake_threads, p.head.handshake_queue):
+                raise OSError("cannot start the threads for handshakes")
         for i in range(self.r.n_listeners):
             self._listener(i)
         self._close_pooled(False)

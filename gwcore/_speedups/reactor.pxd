@@ -16,6 +16,7 @@ cdef struct Reactor:
     int n_listeners
 
 cdef bint reactor_open(Reactor *r) noexcept nogil
+cdef bint reactor_crew(Reactor *r, uint32_t threads, uint32_t limit) noexcept nogil
 cdef void reactor_close(Reactor *r) noexcept nogil
 cdef void reactor_drain(Reactor *r) noexcept nogil
 cdef void reactor_clock(Worker *w) noexcept nogil

@@ -6,13 +6,16 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from gwcore._speedups.conn cimport (
-    CONN_CLIENT, CONN_CLOCK, CONN_LISTENER, LISTENERS_MAX, LOOK_IDLE_MS, LOOK_WAIT_MS, C_IDLE, Conn, SCRATCH_BYTES, TIMER_CLIENT, TIMER_UPSTREAM, TIMER_WORKER,
-    Worker, conn_arm, conn_move, conn_open, conn_register, conn_tls, worker_look,
+    CONN_CLIENT, CONN_CLOCK, CONN_CREW, CONN_LISTENER, LISTENERS_MAX, LOOK_IDLE_MS, LOOK_WAIT_MS, C_IDLE, Conn, SCRATCH_BYTES, TIMER_CLIENT, TIMER_UPSTREAM, TIMER_WORKER,
+    Worker, conn_arm, conn_move, conn_open, conn_register, worker_look,
 )
 from gwcore._speedups.address cimport address_of
 from gwcore._speedups.attempt cimport ask_for_place, idle_at_cap, idle_give_way
 from gwcore._speedups.ends cimport client_admit, client_end, head_refuse, proxy_refuse
 from gwcore._speedups.exchange cimport client_event, client_timeout, queue_serve, upstream_event, upstream_timeout
+from gwcore._speedups.greet cimport greet_back
+from gwcore._speedups.handshake cimport handshake_due
+from gwcore._speedups.handshakes cimport crew_start, crew_stop
 from gwcore._speedups.plan cimport plan_trusts
 from gwcore._speedups.reasons cimport R_CONNECTION_LIMIT
 from gwcore._speedups.slab cimport slab_at
@@ -97,13 +100,27 @@ cdef bint reactor_open(Reactor *r) noexcept nogil:
     link_init(&w.runnable)
     link_init(&w.held)
     link_init(&w.serve)
+    link_init(&w.greeting)
     return True
+
+
+cdef bint reactor_crew(Reactor *r, uint32_t threads, uint32_t limit) noexcept nogil:
+    """Let threads do the handshakes from now on; False when the system refuses one."""
+    cdef epoll_event e
+    r.w.crew = crew_start(threads, limit)
+    if r.w.crew == NULL:
+        return False
+    e.events = EPOLLIN
+    e.data.u64 = <uint64_t>CONN_CREW << 28
+    return epoll_ctl(r.w.ep, EPOLL_CTL_ADD, r.w.crew.wake_fd, &e) == 0
 
 
 cdef void reactor_close(Reactor *r) noexcept nogil:
     cdef int i
     for i in range(r.n_listeners):
         listener_drop(r, i, False)
+    crew_stop(r.w.crew)
+    r.w.crew = NULL
     if r.w.ep >= 0:
         close(r.w.ep)
     if r.w.timer_fd >= 0:
@@ -211,7 +228,7 @@ cdef bint accept_some(Reactor *r, Listener *l) noexcept nogil:
             c.proxy_due = 1
         elif not client_admit(w, c):
             continue
-        if not c.proxy_due and not conn_tls(w, c):
+        if not c.proxy_due and not handshake_due(w, c):
             client_end(w, c, False)
             continue
         link_push(&w.lru, &c.idle.link)
@@ -235,6 +252,10 @@ cdef void serve_event(Reactor *r, const epoll_event *e) noexcept nogil:
     if side == CONN_CLOCK:
         read(w.timer_fd, &token, sizeof(token))
         w.armed_ms = 0
+        return
+    if side == CONN_CREW:
+        read(w.crew.wake_fd, &token, sizeof(token))
+        greet_back(w)
         return
     c = <Conn *>slab_at(&w.clients if side == CONN_CLIENT else &w.upstreams, slot)
     if c.item.gen != <uint32_t>(data >> 32) or not c.item.live:
@@ -334,6 +355,7 @@ cdef void reactor_drain(Reactor *r) noexcept nogil:
     cdef Worker *w = &r.w
     cdef epoll_event events[EVENTS]
     cdef uint64_t start = 0
+    cdef Link *node
     cdef int n, i
     while True:
         n = epoll_wait(w.ep, events, EVENTS, 0)
@@ -344,6 +366,11 @@ cdef void reactor_drain(Reactor *r) noexcept nogil:
         for i in range(n):
             serve_event(r, &events[i])
         serve_rest(r)
+        w.greets = 0
+        while not link_empty(&w.greeting):
+            node = w.greeting.next
+            link_drop(node)
+            link_append(&w.runnable, node)
         if (n < BUSY_EVENTS and link_empty(&w.runnable)) or w.now_us - start >= BUDGET_US:
             break
     w.lane.worker.buffer_bytes = w.bufs.used_bytes

@@ -1,6 +1,7 @@
 """Session tickets (RFC 5077, RFC 8446 4.6.1) under keys that the supervisor rotates and every worker, and every machine of a fleet, may share.
 One key issues, all of them open; a ticket of a key that issues no more is renewed. AES-256-CBC with HMAC-SHA256, as RFC 5077 section 4
 recommends. The ring is read under a sequence lock: a worker never waits for the supervisor."""
+from libc.stdint cimport uint64_t
 from libc.string cimport memcmp, memcpy
 
 from gwcore._speedups.copenssl cimport (
@@ -18,10 +19,12 @@ cdef enum:
 cdef extern from * nogil:
     """
     #define gw_acquire_load(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
+    #define gw_count(p) ((void)__atomic_fetch_add((p), 1, __ATOMIC_RELAXED))
     #define gw_acquire_fence() __atomic_thread_fence(__ATOMIC_ACQUIRE)
     """
     unsigned int gw_acquire_load(const unsigned int *p)
     void gw_acquire_fence()
+    void gw_count(uint64_t *n)          # handshakes may run in several threads
 
 
 cdef int key_read(const TicketRing *r, const unsigned char *name, TicketKey *out) noexcept nogil:
@@ -51,7 +54,7 @@ cdef int on_ticket(SSL *ssl, unsigned char *name, unsigned char *iv, EVP_CIPHER_
     cdef int place = key_read(shared.ring, NULL if issue else name, &key), rc
     if place < 0:
         if not issue:
-            shared.cell.tickets_unknown += 1
+            gw_count(&shared.cell.tickets_unknown)
         return 0                                         # no ticket; or a full handshake
     params[0] = OSSL_PARAM_construct_octet_string(OSSL_MAC_PARAM_KEY, key.mac, 32)
     params[1] = OSSL_PARAM_construct_utf8_string(OSSL_MAC_PARAM_DIGEST, <char *>b"sha256", 0)
@@ -59,10 +62,10 @@ cdef int on_ticket(SSL *ssl, unsigned char *name, unsigned char *iv, EVP_CIPHER_
     if issue:
         memcpy(name, key.name, 16)
         rc = RAND_bytes(iv, 16) == 1 and EVP_EncryptInit_ex(cipher, EVP_aes_256_cbc(), NULL, key.aes, iv) == 1
-        shared.cell.tickets_issued += 1
+        gw_count(&shared.cell.tickets_issued)
     else:
         rc = EVP_DecryptInit_ex(cipher, EVP_aes_256_cbc(), NULL, key.aes, iv) == 1
-        shared.cell.ticket_uses[place & 255] += 1
+        gw_count(&shared.cell.ticket_uses[place & 255])
     if not rc or EVP_MAC_CTX_set_params(mac, params) != 1:
         rc = -1
     elif not issue and not place & 256:

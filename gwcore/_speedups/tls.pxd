@@ -37,6 +37,7 @@ cdef struct Tls:             # part of a connection; all zero = plain
     uint8_t begun            # the peer has sent something
     uint8_t due              # the handshake is not over
     uint8_t named            # the server name is one of a certificate's
+    uint8_t away             # a thread has the session
     uint8_t closed           # close_notify came
     uint8_t resumed
     uint8_t verify_failed    # the peer's certificate is the cause of the failure

@@ -434,6 +434,8 @@ class _Compiler:
                 "via": VIA[c.via.on],
                 "header_ms": _ms(t.header),
                 "tls_handshake_ms": _ms(t.tls_handshake),
+                "handshake_threads": c.tls.handshake_threads,
+                "handshake_queue": c.tls.handshake_queue,
                 "keepalive_ms": _ms(t.keepalive),
                 "linger_ms": _ms(t.linger),
                 "linger_bytes": lim.linger_bytes,

@@ -94,6 +94,11 @@ class Tickets(Model):
 
 
 class Tls(Model):
+    handshake_threads: int = Field(0, ge=0, le=64)
+    """Threads of each worker that do handshakes, at a lower priority than live traffic; 0 = the worker itself does a few in each turn. The first
+    plan of a worker decides."""
+    handshake_queue: int = Field(256, ge=1, le=100_000)
+    """Steps of handshakes that may wait for a thread; beyond it new ones are closed, `overload`."""
     tickets: Tickets = Tickets()
     """Keys of session tickets."""
     watch: Annotated[bool, BeforeValidator(_switch, json_schema_input_type=bool | Literal["on", "off"])] = False

@@ -19,12 +19,13 @@ from tests.tls import CA, OTHER_CA, client_context, issue, listener, secure
 RESPOND = "routes: [{respond: {status: 200, body: OK}}]"
 
 
-@pytest.fixture
-def gateway(tmp_path: Path) -> Iterator[Callable[..., PlaneThread]]:
-    """Planes behind TLS for a.test; at rest when the test is over."""
+@pytest.fixture(params=[0, 2], ids=["inline", "threads"])
+def gateway(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., PlaneThread]]:
+    """Planes behind TLS for a.test, with handshakes in the worker and in threads; at rest when the test is over."""
     with contextlib.ExitStack() as stack:
 
         def make(text: str = RESPOND, tls: str = "", more: str = "") -> PlaneThread:
+            text += f"\ntls: {{handshake_threads: {request.param}}}"
             return stack.enter_context(plane(text, listener=tls or listener(issue(tmp_path, "a.test"), more=more)))
 
         yield make

@@ -1,0 +1,56 @@
+"""Handshakes, without letting a storm of them hold up live traffic: a step costs as much as a hundred requests. With a crew of threads they
+leave this one; without, a batch of events takes no more than a few, and the others go on in the next."""
+from gwcore._speedups.conn cimport Conn, Worker, conn_again, conn_arm
+from gwcore._speedups.ends cimport client_end, tls_refuse
+from gwcore._speedups.handshake cimport handshake_back, handshake_give, handshake_go
+from gwcore._speedups.handshakes cimport Step, crew_full, crew_take
+from gwcore._speedups.reasons cimport R_OVERLOAD, R_TLS_CLIENT_CERT, R_TLS_HANDSHAKE
+from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_OK, link_append, link_drop
+
+cdef enum:
+    GREETS = 4               # steps in one batch: about a millisecond
+
+
+cdef bint greeted(Worker *w, Conn *c, int rc) noexcept nogil:
+    """What a step came to. True: the handshake is over, and bytes may wait."""
+    if rc == RC_AGAIN:
+        return False
+    if rc == RC_DONE and not c.tls.begun:
+        client_end(w, c, False)              # a probe of the port
+        return False
+    if rc != RC_OK:
+        tls_refuse(w, c, R_TLS_CLIENT_CERT if c.tls.verify_failed else R_TLS_HANDSHAKE)
+        return False
+    conn_arm(w, c, w.now_ms + w.plan.head.header_ms)
+    return c.readable
+
+
+cdef bint greet(Worker *w, Conn *c) noexcept nogil:
+    """Go on with the handshake that a TLS connection begins with. True: it is over, and bytes may wait."""
+    if c.tls.away:
+        return False
+    if w.crew != NULL:
+        if c.readable and crew_full(w.crew):
+            tls_refuse(w, c, R_OVERLOAD)     # before requests are: they have cost something already
+            return False
+        return greeted(w, c, handshake_give(w, c))
+    if w.greets >= GREETS:
+        link_drop(&c.run.link)
+        link_append(&w.greeting, &c.run.link)
+        return False
+    w.greets += 1
+    return greeted(w, c, handshake_go(w, c))
+
+
+cdef void greet_back(Worker *w) noexcept nogil:
+    """Steps came back from the crew."""
+    cdef Step *s = crew_take(w.crew)
+    cdef Step *after
+    cdef Conn *c
+    cdef int rc
+    while s != NULL:
+        after = s.next
+        c = handshake_back(w, s, &rc)
+        if c != NULL and (greeted(w, c, rc) or (rc == RC_AGAIN and c.readable)):
+            conn_again(w, c)
+        s = after

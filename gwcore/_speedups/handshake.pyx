@@ -1,0 +1,124 @@
+"""The handshake of a client connection: in this thread, or given to the crew and taken back."""
+from libc.stddef cimport size_t
+from libc.stdint cimport uint32_t
+from libc.string cimport memcpy
+
+from gwcore._speedups.buffer cimport buf_give, buf_room, buf_take
+from gwcore._speedups.conn cimport C_IDLE, LocalPlan, plan_release, sealed_push, window_fill, window_keep
+from gwcore._speedups.copenssl cimport BIO_set_data, SSL_get_rbio, SSL_set_ex_data
+from gwcore._speedups.handshakes cimport crew_give, step_free
+from gwcore._speedups.slab cimport slab_get, slab_handle
+from gwcore._speedups.tls cimport TLS_IN_BYTES, TLS_OUT_BYTES, tls_begin, tls_holds, tls_io_open, tls_step
+from gwcore._speedups.tlsserver cimport TlsServer, server_count, server_identity
+from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL, RC_OK
+
+
+cdef bint handshake_due(Worker *w, Conn *c) noexcept nogil:
+    """Expect a TLS handshake on a client connection whose listener asks for one; what came already is ciphertext. False when memory is out."""
+    cdef TlsServer *server = w.servers[c.listener]
+    if server == NULL:
+        return True
+    if not tls_io_open(&w.tls) or not tls_begin(&w.tls, &c.tls, server.contexts[0], True):
+        return False
+    c.tls.server = server
+    c.tls.sealed = c.input
+    c.input = NULL
+    c.plan = w.plan
+    c.plan.refs += 1
+    return True
+
+
+cdef bint identity_keep(Worker *w, Conn *c) noexcept nogil:
+    """Remember who the client's certificate says it is. False when it has ended, or memory has."""
+    cdef char lines[1000]
+    cdef long n = server_identity(&c.tls, lines, sizeof(lines))
+    if n <= 0:
+        return n == 0
+    c.tls.who = buf_take(&w.bufs, n)
+    if c.tls.who == NULL:
+        return False
+    memcpy(buf_room(c.tls.who), lines, n)
+    c.tls.who.len = <uint32_t>n
+    return True
+
+
+cdef int settle(Worker *w, Conn *c, int step) noexcept nogil:
+    """After a step of the handshake: what is due when it is over."""
+    if step == RC_OK and not identity_keep(w, c):
+        c.tls.verify_failed = 1
+        step = RC_FAIL
+    if step == RC_OK:
+        server_count(<TlsServer *>c.tls.server, &c.tls, w.now_us - c.opened_ms * 1000)
+        w.lane.tls.sessions += 1
+        plan_release(c)
+        if tls_holds(&c.tls):
+            c.readable = 1
+    return step
+
+
+cdef int handshake_go(Worker *w, Conn *c) noexcept nogil:
+    """Go on with a TLS handshake. RC_OK: it is over, and c.readable says whether bytes wait. RC_AGAIN: it waits for the peer. RC_DONE,
+    RC_FAIL: the peer ended, or it failed (c.tls.error; the alert is sent)."""
+    cdef int rc, step
+    while True:
+        rc = window_fill(w, c, TLS_IN_BYTES)
+        if rc != RC_OK and not (rc == RC_AGAIN and tls_holds(&c.tls)):
+            return rc
+        while True:
+            w.tls.out_used = 0
+            step = tls_step(&w.tls, &c.tls)
+            if w.tls.out_used and sealed_push(w, c) == RC_FAIL:
+                step = RC_FAIL
+            if step != RC_AGAIN or w.tls.in_left == 0:
+                break
+        if window_keep(w, c) != RC_OK:
+            step = RC_FAIL
+        if step != RC_AGAIN:
+            return settle(w, c, step)
+        if rc == RC_AGAIN or not c.readable:
+            return RC_AGAIN
+
+
+cdef int handshake_give(Worker *w, Conn *c) noexcept nogil:
+    """Let a thread of the crew go on with the handshake. RC_AGAIN: it does, or nothing has come to go on with. Else as handshake_go."""
+    cdef int rc = window_fill(w, c, TLS_IN_BYTES)
+    if rc != RC_OK:
+        return rc
+    if not crew_give(w.crew, slab_handle(&c.item), &c.tls, c.plan, w.tls.in_at, w.tls.in_left):
+        return RC_FAIL
+    c.plan = NULL                            # the step holds it now
+    c.tls.away = 1
+    buf_give(&w.bufs, c.tls.sealed)
+    c.tls.sealed = NULL
+    return RC_AGAIN
+
+
+cdef Conn *handshake_back(Worker *w, Step *s, int *rc) noexcept nogil:
+    """A step is done. Its connection, with rc as of handshake_go; NULL when nobody waits for it any more."""
+    cdef Conn *c = <Conn *>slab_get(&w.clients, s.handle)
+    cdef size_t at = 0, n
+    if c == NULL or c.state != C_IDLE or not c.tls.away:
+        (<LocalPlan *>s.plan).refs -= 1
+        step_free(s)
+        return NULL
+    c.tls = s.tls
+    c.tls.away = 0
+    s.tls.ssl = NULL
+    c.plan = <LocalPlan *>s.plan
+    SSL_set_ex_data(c.tls.ssl, 0, &c.tls)
+    BIO_set_data(SSL_get_rbio(c.tls.ssl), &w.tls)
+    w.tls.in_at, w.tls.in_left = s.bytes + s.size - s.left, s.left
+    rc[0] = s.rc if window_keep(w, c) == RC_OK else RC_FAIL
+    while at < s.out_size:
+        n = s.out_size - at if s.out_size - at < TLS_OUT_BYTES else TLS_OUT_BYTES
+        memcpy(w.tls.out, s.out + at, n)
+        w.tls.out_used = n
+        at += n
+        if sealed_push(w, c) == RC_FAIL:
+            rc[0] = RC_FAIL
+            break
+    step_free(s)
+    rc[0] = settle(w, c, rc[0])
+    if rc[0] == RC_AGAIN and c.tls.sealed != NULL:
+        c.readable = 1
+    return c
