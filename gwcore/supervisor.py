@@ -149,7 +149,7 @@ class Supervisor:
         """Compile config into a sealed memfd of the next version."""
         from gwcore.config.compile import compile_plan
 
-        blob = compile_plan(config, self.segment, self.config_path, self.discovery.addresses)
+        blob = compile_plan(config, self.segment, self.config_path, self.discovery.addresses, self.segment.workers)
         fd = os.memfd_create("gwcore-plan", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         view = memoryview(blob)
         while view:

@@ -40,6 +40,7 @@ from gwcore._speedups.slab cimport slab_take
 from gwcore._speedups.story cimport (
     REQ_DISCARD, REQ_DONE, REQ_STREAM, X_ANSWERING, X_DISCARDING, X_FLUSHING, X_QUEUED, X_SENT, X_TUNNEL, Exchange,
 )
+from gwcore._speedups.sys cimport FIONREAD, ioctl
 from gwcore._speedups.tunnel cimport tunnel_event
 from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL, RC_OK, link_append, link_drop
 from gwcore._speedups.upstream cimport Upstream
@@ -401,11 +402,19 @@ cdef void client_event(Worker *w, Conn *c) noexcept nogil:
         request_pump(w, x)
         if not x.item.live or x.client != c:
             return
-    if c.ended and x.request_body == REQ_DONE and x.keep_alive and not x.http10 and x.phase != X_FLUSHING:
+    if c.ended and x.phase != X_FLUSHING and (x.keep_alive and not x.http10 or body_cut(x)):
         client_left(w, x)                    # FIN means gone, unless the client said that this was its last request
         return
     if x.up != NULL and (x.up.readable or x.piped):
         upstream_read(w, x)
+
+
+cdef bint body_cut(const Exchange *x) noexcept nogil:
+    """The client has ended: is less of the body there, read or not, than it promised? Not told of chunks that nobody has read."""
+    cdef int waiting = 0
+    if x.request_body != REQ_STREAM or x.request_kind != BODY_LENGTH or ioctl(x.client.fd, FIONREAD, &waiting) != 0:
+        return False
+    return x.request_left > <uint64_t>waiting + (x.client.input.len if x.client.input != NULL else 0)
 
 
 cdef void body_look(Worker *w, Exchange *x) noexcept nogil:

@@ -324,14 +324,32 @@ cdef int request_check(Head *h) noexcept nogil:
         return R_BAD_HOST
     if not h.absolute:
         h.authority, h.authority_len = f.value, f.value_len
-    elif not same_host(h.base + h.authority, h.authority_len, h.base + f.value, f.value_len):
+    elif not same_host(h.base + h.authority, h.authority_len, h.base + f.value, f.value_len,
+                       443 if h.authority - h.url == 8 else 80):
         return R_BAD_HOST
     return 0
 
 
-cdef bint same_host(const char *a, size_t n, const char *b, size_t m) noexcept nogil:
+cdef uint32_t port_of(const char *at, size_t *size, uint32_t usual) noexcept nogil:
+    """The port of a well-formed authority; size[0] becomes the length without it. None, or an empty one, is the scheme's own (RFC 3986 3.2.3)."""
+    cdef size_t n = size[0], i
+    cdef uint32_t port = 0
+    while n and BYTE_CLASS[<uint8_t>at[n - 1]] & B_DIGIT:
+        n -= 1
+    if n == 0 or at[n - 1] != c':':
+        return usual
+    for i in range(n, size[0]):
+        port = port * 10 + <uint32_t>(at[i] - 48)
+    if n == size[0]:
+        port = usual
+    size[0] = n - 1
+    return port
+
+
+cdef bint same_host(const char *a, size_t n, const char *b, size_t m, uint32_t usual) noexcept nogil:
+    """Do two authorities of a scheme, whose usual port is given, name the same place?"""
     cdef size_t i
-    if n != m:
+    if port_of(a, &n, usual) != port_of(b, &m, usual) or n != m:
         return False
     for i in range(n):
         if LOWER[<uint8_t>a[i]] != LOWER[<uint8_t>b[i]]:

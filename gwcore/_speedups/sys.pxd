@@ -78,6 +78,10 @@ cdef extern from "<fcntl.h>" nogil:
     ssize_t splice(int source, off_t *source_off, int to, off_t *to_off, size_t size, unsigned int flags)
     int fcntl(int fd, int cmd, ...)
 
+cdef extern from "<sys/ioctl.h>" nogil:
+    enum: FIONREAD
+    int ioctl(int fd, unsigned long what, void *value)
+
 cdef extern from "<sys/epoll.h>" nogil:
     ctypedef union epoll_data_t:
         uint64_t u64

@@ -126,8 +126,8 @@ def _sockaddr(ip: str, port: int) -> bytes:
 
 
 class _Compiler:
-    def __init__(self, config: Config, slots: Slots, config_path: str, addresses: Addresses):
-        self.config, self.slots, self.b, self.addresses = config, slots, PlanBuilder(), addresses
+    def __init__(self, config: Config, slots: Slots, config_path: str, addresses: Addresses, workers: int):
+        self.config, self.slots, self.b, self.addresses, self.workers = config, slots, PlanBuilder(), addresses, workers
         self.upstream_index = {name: i for i, name in enumerate(config.upstreams)}
         self.via = via_name(config, config_path)
 
@@ -173,7 +173,6 @@ class _Compiler:
 
     def upstreams(self) -> Any:
         rows = []
-        workers = worker_count(self.config)
         for name, u in self.config.upstreams.items():
             endpoints = [row for e in u.endpoints for row in self.endpoint(name, e)]
             rows.append(
@@ -191,7 +190,7 @@ class _Compiler:
                     "max_requests": u.pool.max_requests,
                     "idle_ms": _ms(u.pool.idle_timeout),
                     "max_age_ms": _ms(u.pool.max_age),
-                    "queue_size": -(-u.pool.queue.size // workers),
+                    "queue_size": -(-u.pool.queue.size // self.workers),
                     "queue_ms": _ms(u.pool.queue.timeout),
                     "connect_ms": _ms(u.timeouts.connect),
                     "write_ms": _ms(u.timeouts.write),
@@ -354,8 +353,7 @@ class _Compiler:
     def blob(self) -> bytes:
         c = self.config
         lim, t = c.limits, c.timeouts
-        workers = worker_count(c)
-        total = memory_limit() // 4 // workers if c.buffers.total == "auto" else int(c.buffers.total)
+        total = memory_limit() // 4 // self.workers if c.buffers.total == "auto" else int(c.buffers.total)
         id_header = "" if c.request_id.header == "off" else c.request_id.header
         return self.b.finish(
             {
@@ -391,7 +389,7 @@ class _Compiler:
                 "connection_age_ms": _ms(lim.connection_age),
                 "underscore_drop": int(c.headers.underscore == "drop"),
                 "body_rate_grace_ms": max(1, _ms(lim.body_rate_grace)),
-                "workers": workers,
+                "workers": self.workers,
                 "log_block": int(c.access_log.full == "block"),
                 "log_buffer": c.access_log.buffer,
                 "log_flush_ms": max(1, _ms(c.access_log.flush)),
@@ -417,7 +415,12 @@ def _open_table(rows: list[dict[str, Any]], empty: dict[str, Any]) -> list[dict[
 
 
 def compile_plan(
-    config: Config, segment: Slots | None = None, config_path: str = "", addresses: Addresses = system_addresses
+    config: Config,
+    segment: Slots | None = None,
+    config_path: str = "",
+    addresses: Addresses = system_addresses,
+    workers: int | None = None,
 ) -> bytes:
-    """The plan of a configuration. `segment` gives the slots of routes, upstreams and endpoints, `addresses` those of a host name."""
-    return _Compiler(config, segment or _Counting(), config_path, addresses).blob()
+    """The plan of a configuration. `segment` gives the slots of routes, upstreams and endpoints, `addresses` those of a host name.
+    What is shared by the workers is divided by `workers`: those that run, whatever the file says by now."""
+    return _Compiler(config, segment or _Counting(), config_path, addresses, workers or worker_count(config)).blob()
