@@ -19,6 +19,7 @@ cdef enum:
     OUT_SMALL = 256          # up to here a copy next to its neighbour costs less than a slice of its own
     LOOK_WAIT_MS = 10        # how soon the tick looks: for a place in a pool that other workers fill too
     LOOK_LOG_MS = 20         # for room in the log's ring
+    LOOK_WARM_MS = 50        # at endpoints with fewer idle connections than pool.min_idle, and as much again at random
     LOOK_IDLE_MS = 50        # at idle connections of a full pool, and at paused listeners
     OUT_FLAT = 2048          # up to here one write of a copy costs less than one of several slices (0.2 us a message)
 
@@ -69,6 +70,7 @@ cdef struct Conn:
     uint8_t shut             # our side of a tunnel is closed
     uint8_t proxy_due        # its PROXY header has not come yet
     uint8_t trusted          # the peer is one of trusted_proxies
+    uint8_t other            # upstream side: it goes to the endpoint's address of the other family
     uint8_t counted          # client side: limits.connections_per_client counts it
     uint16_t port
     uint8_t peer[16]

@@ -8,13 +8,14 @@ from libc.string cimport memchr, memcmp, memcpy
 from gwcore._speedups.accesslog cimport log_refused
 from gwcore._speedups.answer cimport answer_empty, answer_route
 from gwcore._speedups.attempt cimport (
-    attempt_connected, attempt_leave_queue, attempt_next_waiter, attempt_release, attempt_take, pooled_close,
+    attempt_connected, attempt_late, attempt_leave_queue, attempt_next_waiter, attempt_release, attempt_take,
 )
 from gwcore._speedups.body cimport body_request
 from gwcore._speedups.buffer cimport buf_bytes, buf_give, queue_clear
 from gwcore._speedups.choose cimport hash_of, head_has, rewrite, target_pick, template_key, upgrade_asked
 from gwcore._speedups.chunked cimport Chunked, chunked_init
 from gwcore._speedups.cllhttp cimport LLHTTP_REQUEST
+from gwcore._speedups.connect cimport upstream_close
 from gwcore._speedups.conn cimport (
     LOOK_LOG_MS, SCRATCH_BYTES, C_BUSY, C_CONNECTING, C_HEAD, C_IDLE, C_LINGER, Conn, Worker, conn_again, conn_arm, conn_flush, conn_move, conn_read,
     conn_rest, conn_send, out_reset, out_store, worker_look,
@@ -38,13 +39,14 @@ from gwcore._speedups.ring cimport ring_room
 from gwcore._speedups.router cimport RouteQuery, router_find
 from gwcore._speedups.slab cimport slab_take
 from gwcore._speedups.story cimport (
-    REQ_DISCARD, REQ_DONE, REQ_STREAM, X_ANSWERING, X_DISCARDING, X_FLUSHING, X_QUEUED, X_SENT, X_TUNNEL, Exchange,
+    REQ_DISCARD, REQ_STREAM, X_ANSWERING, X_DISCARDING, X_FLUSHING, X_QUEUED, X_SENT, X_TUNNEL, Exchange,
 )
 from gwcore._speedups.sys cimport FIONREAD, ioctl
 from gwcore._speedups.tunnel cimport tunnel_event
 from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL, RC_OK, link_append, link_drop
 from gwcore._speedups.upstream cimport Upstream
-from gwcore.pool cimport CLOSE_IDLE, CLOSE_MAX_AGE, CLOSE_PEER, CLOSE_STALE
+from gwcore._speedups.warm cimport warm_event, warm_peer_closed, warm_timeout
+from gwcore.pool cimport CLOSE_IDLE, CLOSE_MAX_AGE, CLOSE_PEER, CLOSE_STALE, pool_outlived, pool_peer_closed
 from gwcore._speedups.ends cimport (
     NEVER_MS, answered, client_admit, client_end, client_left, client_linger, client_write_ms, discard, exchange_complete,
     exchange_end, exchange_fail, head_refuse, linger_read, proxy_refuse,
@@ -468,11 +470,16 @@ cdef void upstream_event(Worker *w, Conn *c) noexcept nogil:
     cdef Exchange *x = <Exchange *>c.exchange
     cdef int rc
     if x == NULL:
-        if c.readable or c.ended or c.broken:
-            pooled_close(w, c, CLOSE_PEER)   # nobody asked it anything: FIN, RST or stray bytes
+        if c.state == C_CONNECTING:
+            warm_event(w, c)
+        elif c.readable or c.ended or c.broken:
+            if c.ended or c.broken:
+                pool_peer_closed(&c.pooled, w.now_ms)
+                warm_peer_closed(w, c)
+            upstream_close(w, c, CLOSE_PEER)     # nobody asked it anything: FIN, RST or stray bytes
         return
     if c.state == C_CONNECTING:
-        rc = attempt_connected(w, x)
+        rc = attempt_connected(w, x, c)
         if rc == RC_OK:
             send_replay(w, x)
             if x.item.live and x.up == c and c.readable:     # it spoke, or ended, in the same moment: no other event will tell
@@ -505,9 +512,15 @@ cdef void upstream_event(Worker *w, Conn *c) noexcept nogil:
 cdef void upstream_timeout(Worker *w, Conn *c) noexcept nogil:
     cdef Exchange *x = <Exchange *>c.exchange
     if x == NULL:
-        pooled_close(w, c, CLOSE_MAX_AGE if w.now_ms >= c.pooled.retire_ms else CLOSE_IDLE)
+        if c.state == C_CONNECTING:
+            warm_timeout(w, c)
+            return
+        pool_outlived(&c.pooled, w.now_ms)
+        upstream_close(w, c, CLOSE_MAX_AGE if w.now_ms >= c.pooled.retire_ms else CLOSE_IDLE)
         return
     if c.state == C_CONNECTING:
+        if attempt_late(w, x):
+            return
         x.reason = R_CONNECT_TIMEOUT
         if attempt_again(w, x, R_CONNECT_TIMEOUT):
             dispatch(w, x)

@@ -72,6 +72,9 @@ cdef struct EndpointSpec:
     uint8_t sockaddr[28]     # sockaddr_in or sockaddr_in6; unix sockets use path
     Str path                 # unix socket
     uint32_t sockaddr_len    # 0 = the name does not resolve
+    uint8_t other[28]        # the same host by an address of the other family
+    uint32_t other_len       # 0 = it has none
+    uint32_t group           # the same number: addresses of one name; 0 = no name
     uint32_t weight
     uint32_t slot
 
@@ -86,6 +89,7 @@ cdef struct UpstreamSpec:
     uint32_t hash_bound_pct  # 125 = 1.25 times the mean
     uint32_t max_connections
     uint32_t max_idle
+    uint32_t min_idle
     uint32_t max_requests
     uint32_t idle_ms
     uint32_t max_age_ms

@@ -116,7 +116,7 @@ cdef class PlanBuilder:
         cdef Route route
         cdef UpstreamSpec upstream
         cdef EndpointSpec endpoint
-        cdef bytes raw
+        cdef bytes raw, other
         if kind == "u32":
             (<uint32_t *>(self.mem + at))[0] = row
         elif kind == "route":
@@ -126,11 +126,12 @@ cdef class PlanBuilder:
             upstream = row
             (<UpstreamSpec *>(self.mem + at))[0] = upstream
         elif kind == "endpoint":
-            raw = row.pop("sockaddr_bytes")
+            raw, other = row.pop("sockaddr_bytes"), row.pop("other_bytes")
             memset(&endpoint, 0, sizeof(endpoint))
-            row["sockaddr"] = [0] * 28
+            row["sockaddr"] = row["other"] = [0] * 28
             endpoint = row
             memcpy(endpoint.sockaddr, <const char *>raw, min(len(raw), 28))
+            memcpy(endpoint.other, <const char *>other, min(len(other), 28))
             (<EndpointSpec *>(self.mem + at))[0] = endpoint
         elif kind == "key":
             (<Key *>(self.mem + at))[0] = <Key>row

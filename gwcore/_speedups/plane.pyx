@@ -7,12 +7,12 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
 from gwcore._speedups.buffer cimport bufs_close, bufs_init
-from gwcore._speedups.conn cimport C_POOLED, Conn, LocalPlan, Worker
+from gwcore._speedups.conn cimport C_POOLED, Conn, LocalPlan, Worker, worker_look
+from gwcore._speedups.connect cimport upstream_close
 from gwcore._speedups.ends cimport client_end
-from gwcore._speedups.attempt cimport pooled_close
 from gwcore._speedups.plan cimport ListenerSpec, PlanHead, Route, UpstreamSpec, plan_refused, plan_route, plan_text, plan_upstream
 from gwcore._speedups.reactor cimport (
-    LISTENERS_MAX, Listener, Reactor, listener_add, listener_drop, reactor_clock, reactor_close, reactor_close_idle, reactor_drain, reactor_open,
+    LISTENERS_MAX, Listener, Reactor, clock_arm, listener_add, listener_drop, reactor_clock, reactor_close, reactor_close_idle, reactor_drain, reactor_open,
 )
 from gwcore._speedups.regex cimport Regex, regex_compile, regex_free
 from gwcore._speedups.ring cimport ring_close, ring_open, ring_swap_fd
@@ -174,6 +174,10 @@ cdef class Plane:
             self._listener(&self.r.listeners[i])
         self._close_pooled(False)
         self.collect()
+        with nogil:                      # the tick opens what pool.min_idle wants
+            reactor_clock(&self.r.w)
+            worker_look(&self.r.w, 1)
+            clock_arm(&self.r.w)
 
     def collect(self) -> int:
         """Free plans, endpoints and upstreams that nothing uses any more; returns how many old plans are still in use."""
@@ -225,14 +229,14 @@ cdef class Plane:
         return 0
 
     cdef _close_pooled(self, bint everything):
-        """Close idle upstream connections of draining pools (or all)."""
+        """Close upstream connections that no request holds, of draining pools (or all)."""
         cdef Slab *s = &self.r.w.upstreams
         cdef uint32_t i
         cdef Conn *c
         for i in range(s.made):
             c = <Conn *>slab_at(s, i)
-            if c.item.live and c.state == C_POOLED and (everything or c.pooled.pool.draining):
-                pooled_close(&self.r.w, c, CLOSE_DRAIN)
+            if c.item.live and c.exchange == NULL and (everything or c.pooled.pool.draining):
+                upstream_close(&self.r.w, c, CLOSE_DRAIN)
 
     # ---- sockets and log ----
 

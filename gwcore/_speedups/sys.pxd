@@ -42,7 +42,10 @@ cdef extern from "<arpa/inet.h>" nogil:
     int inet_pton(int family, const char *text, void *out)
 
 cdef extern from "<netinet/tcp.h>" nogil:
-    enum: TCP_NODELAY, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT
+    enum: TCP_NODELAY, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT, TCP_INFO
+    cdef struct tcp_info:
+        uint32_t tcpi_rtt        # microseconds
+        uint32_t tcpi_rttvar
 
 cdef extern from "<sys/socket.h>" nogil:
     cdef struct msghdr:

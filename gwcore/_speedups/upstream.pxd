@@ -13,6 +13,14 @@ cdef struct Endpoint:
     uint32_t name_len
     uint8_t sockaddr[128]
     uint32_t sockaddr_len    # 0 = does not resolve
+    uint8_t other[28]        # the same host by an address of the other family
+    uint32_t other_len       # 0 = none
+    uint32_t group           # siblings, the addresses of one name, have the same number; 0 = no name
+    bint other_first         # by that way it was reached last
+    uint32_t warming         # connections being made ahead of need
+    uint32_t warm_failures   # in a row
+    uint64_t warm_failed_ms  # last time
+    uint64_t warm_due_ms     # not before
     uint32_t weight
     uint32_t in_flight       # exchanges of this worker
     double spread            # smooth weighted round robin: current weight
@@ -50,3 +58,7 @@ cdef bint upstream_update(Worker *w, Upstream *u, const PlanHead *p, const Upstr
 cdef void endpoint_free(Endpoint *e) noexcept nogil
 cdef void upstream_free(Upstream *u) noexcept nogil
 cdef bint endpoint_has_room(const Endpoint *e) noexcept nogil
+
+cdef inline bint endpoint_short(const Endpoint *e) noexcept nogil:
+    """Are fewer connections warm than pool.min_idle wants?"""
+    return e.pool.n_idle + e.warming < e.pool.min_idle and not e.pool.draining

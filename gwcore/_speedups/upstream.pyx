@@ -133,6 +133,11 @@ cdef Endpoint *balance_pick(Worker *w, Upstream *u, uint64_t hash, const Endpoin
 
 # ---- from plan to plan --------------------------------------------------------------------------------------------
 
+cdef uint32_t share_of(uint32_t whole, uint32_t place, uint32_t workers) noexcept nogil:
+    """Of a number that all workers keep together. Who has one more differs from endpoint to endpoint."""
+    return whole // workers + (place % workers < whole % workers)
+
+
 cdef void endpoint_update(Worker *w, Endpoint *e, const PlanHead *p, const UpstreamSpec *u, const EndpointSpec *spec) noexcept nogil:
     memset(e.sockaddr, 0, sizeof(e.sockaddr))
     if spec.path.len:
@@ -142,9 +147,15 @@ cdef void endpoint_update(Worker *w, Endpoint *e, const PlanHead *p, const Upstr
     else:
         memcpy(e.sockaddr, spec.sockaddr, 28)
         e.sockaddr_len = spec.sockaddr_len
+    if e.other_len != spec.other_len or memcmp(e.other, spec.other, sizeof(e.other)) != 0:
+        e.other_first = False
+    e.other_len = spec.other_len
+    memcpy(e.other, spec.other, sizeof(e.other))
+    e.group = spec.group
     e.weight = spec.weight
     e.pool.max_connections = u.max_connections
     e.pool.max_idle = u.max_idle
+    e.pool.min_idle = share_of(u.min_idle, w.number + spec.slot, w.segment.workers)
     e.pool.max_requests = u.max_requests
     e.pool.idle_ms = u.idle_ms
     e.pool.max_age_ms = u.max_age_ms

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from gwcore._speedups.fields import METHOD_NAMES
 from gwcore._speedups.plan import PlanBuilder, host_hash, key_hash
-from gwcore.config.base import is_ip, split_address
+from gwcore.config.base import interleaved, is_ip, split_address
 from gwcore.config.routes import Route, Target
 from gwcore.config.schema import Config
 from gwcore.config.upstreams import Endpoint
@@ -102,13 +102,12 @@ def _ms(seconds: float) -> int:
 
 
 def system_addresses(host: str) -> Sequence[str]:
-    """What the system's resolver says, IPv4 before IPv6; nothing when it fails. For plans that no supervisor makes."""
+    """What the system's resolver says; nothing when it fails. For plans that no supervisor makes."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError:
         return ()
-    family = min((f[0] for f in found), key=lambda f: f != socket.AF_INET)
-    return sorted({str(f[4][0]) for f in found if f[0] == family})
+    return interleaved({str(f[4][0]) for f in found})
 
 
 def _sockaddr(ip: str, port: int) -> bytes:
@@ -148,33 +147,43 @@ class _Compiler:
             ],
         )
 
-    def endpoint(self, upstream: str, e: Endpoint) -> list[dict[str, Any]]:
-        """The endpoints of one entry: as many as its name has addresses, or one that cannot be reached when it has none."""
+    def endpoint(self, upstream: str, number: int, e: Endpoint) -> list[dict[str, Any]]:
+        """The endpoints of one entry: as many as its name has addresses of the family that comes first, each with one of the other family
+        as another way to the same host; or one that cannot be reached when it has none."""
         host, port = split_address(e.address)
-        places: list[tuple[str, bytes, str]]  # name, sockaddr, path of a unix socket
+        places: list[tuple[str, bytes, str, bytes]]  # name, sockaddr, path of a unix socket, sockaddr of the other family
+        named = bool(port) and not is_ip(host)
         if not port:
-            places = [(e.address, b"", host)]
-        elif is_ip(host):
-            places = [(e.address, _sockaddr(host, port), "")]
+            places = [(e.address, b"", host, b"")]
+        elif not named:
+            places = [(e.address, _sockaddr(host, port), "", b"")]
         else:
-            places = [(f"{e.address} ({ip})", _sockaddr(ip, port), "") for ip in self.addresses(host)] or [(e.address, b"", "")]
+            found = self.addresses(host)
+            first = [ip for ip in found if (":" in ip) == (":" in found[0])]
+            other = [_sockaddr(ip, port) for ip in found if ip not in first] or [b""]
+            places = [(f"{e.address} ({ip})", _sockaddr(ip, port), "", other[i % len(other)]) for i, ip in enumerate(first)] or [
+                (e.address, b"", "", b"")
+            ]
         return [
             {
                 "name": self.text(name),
                 "sockaddr_bytes": raw,
                 "path": self.text(path),
                 "sockaddr_len": len(raw),
+                "other_bytes": other_raw,
+                "other_len": len(other_raw),
+                "group": number + 1 if named else 0,
                 "weight": e.weight,
                 # by place, not by address: addresses come and go, and slots are few
                 "slot": self.slots.slot("endpoint", f"{upstream}|{e.address}" + (f"|{i}" if i else "")),
             }
-            for i, (name, raw, path) in enumerate(places)
+            for i, (name, raw, path, other_raw) in enumerate(places)
         ]
 
     def upstreams(self) -> Any:
         rows = []
         for name, u in self.config.upstreams.items():
-            endpoints = [row for e in u.endpoints for row in self.endpoint(name, e)]
+            endpoints = [row for n, e in enumerate(u.endpoints) for row in self.endpoint(name, n, e)]
             rows.append(
                 {
                     "name": self.text(name),
@@ -187,6 +196,7 @@ class _Compiler:
                     "hash_bound_pct": int(u.hash.bound * 100),
                     "max_connections": u.pool.max_connections,
                     "max_idle": u.pool.max_idle,
+                    "min_idle": u.pool.min_idle,
                     "max_requests": u.pool.max_requests,
                     "idle_ms": _ms(u.pool.idle_timeout),
                     "max_age_ms": _ms(u.pool.max_age),

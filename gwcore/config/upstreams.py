@@ -38,8 +38,12 @@ class Pool(Model):
     """Connections to one endpoint, over all workers; beyond it requests queue."""
     max_idle: int = Field(256, ge=0, le=1_000_000)
     """Idle connections kept for one endpoint, in each worker."""
+    min_idle: int = Field(0, ge=0, le=1_000_000)
+    """Idle connections to one endpoint that are opened ahead of need, by all workers together, each its share of them: at the start,
+    when an endpoint joins, and whenever fewer idle. Never beyond `max_connections`."""
     idle_timeout: Duration = 60.0
-    """An idle connection is closed after this."""
+    """An idle connection is closed after this, or sooner where the endpoint announces less (`Keep-Alive: timeout=`, less a second) or
+    was seen to close earlier."""
     max_requests: int = Field(10000, ge=0)
     """A connection is closed after so many requests; 0 = never."""
     max_age: Duration = 3600.0
@@ -113,6 +117,17 @@ class Upstream(Model):
     """Reserved for outlier ejection."""
     concurrency: Any = None
     """Reserved for the adaptive concurrency limit."""
+
+    @model_validator(mode="after")
+    def _warm(self) -> Upstream:
+        p = self.pool
+        if p.min_idle > min(p.max_connections, p.max_idle):
+            raise ValueError("pool.min_idle is more than pool.max_connections or pool.max_idle allow")
+        if p.min_idle and p.granularity == "template":
+            raise ValueError(
+                "pool.min_idle needs pool.granularity: backend; a connection of a template is made for one client, who is not known ahead"
+            )
+        return self
 
     @model_validator(mode="after")
     def _template(self) -> Upstream:
