@@ -79,9 +79,6 @@ cdef void pool_opened(PoolItem *item) noexcept nogil
 cdef int pool_release(PoolItem *item, uint64_t now_ms) noexcept nogil
 cdef void pool_closed(PoolItem *item, int why) noexcept nogil
 cdef PoolItem *pool_oldest(PoolCore *p, uint64_t now_ms) noexcept nogil
-cdef uint64_t pool_idle_ms(const PoolItem *item) noexcept nogil
-cdef void pool_peer_closed(PoolItem *item, uint64_t now_ms) noexcept nogil
-cdef void pool_outlived(PoolItem *item, uint64_t now_ms) noexcept nogil
 cdef void waiters_init(WaitQueue *q, uint32_t size) noexcept nogil
 cdef bint waiters_push(WaitQueue *q, Waiter *w, uint64_t now_ms, uint64_t timeout_ms) noexcept nogil
 cdef bint waiters_drop(WaitQueue *q, Waiter *w) noexcept nogil

@@ -204,47 +204,6 @@ cdef PoolItem *pool_oldest(PoolCore *p, uint64_t now_ms) noexcept nogil:
     return NULL
 
 
-# ---- how long a connection may idle
-
-cdef enum:
-    LEARN_LEAST_MS = 1000    # closed sooner: the peer restarts, or is full
-
-
-cdef uint64_t pool_idle_ms(const PoolItem *item) noexcept nogil:
-    """How long this one may idle: what we allow, what its peer announced, what its peers were seen to grant."""
-    cdef uint64_t ms = item.pool.idle_ms
-    if item.hint_ms and item.hint_ms < ms:
-        ms = item.hint_ms
-    if item.pool.granted_ms and item.pool.granted_ms < ms:
-        ms = item.pool.granted_ms
-    return ms
-
-
-cdef void pool_peer_closed(PoolItem *item, uint64_t now_ms) noexcept nogil:
-    """The peer ended a connection that idled (or was taken the moment before). When none idles longer, it is taken for the peer's limit,
-    and the others get an eighth less. A peer that restarts closes them in any order."""
-    cdef PoolCore *p = item.pool
-    cdef Link *oldest = p.idle.prev if p.idle.prev != &item.link else item.link.prev
-    cdef uint64_t idled = now_ms - item.used_ms
-    if item.requests == 0 or item.used_ms == 0 or idled < LEARN_LEAST_MS or idled >= p.idle_ms:
-        return
-    if oldest != &p.idle and (<PoolItem *>oldest).used_ms < item.used_ms:
-        return
-    if p.granted_ms == 0 or idled - idled // 8 < p.granted_ms:
-        p.granted_ms = <uint32_t>(idled - idled // 8)
-        p.granted_at_ms = now_ms
-
-
-cdef void pool_outlived(PoolItem *item, uint64_t now_ms) noexcept nogil:
-    """We end this one for its idle time, and the peer still held on: what was learned is doubted, an eighth at a time."""
-    cdef PoolCore *p = item.pool
-    if p.granted_ms and now_ms - item.used_ms >= p.granted_ms and now_ms - p.granted_at_ms >= p.granted_ms:
-        p.granted_ms += p.granted_ms // 8
-        p.granted_at_ms = now_ms
-        if p.granted_ms >= p.idle_ms:
-            p.granted_ms = 0
-
-
 cdef void waiters_init(WaitQueue *q, uint32_t size) noexcept nogil:
     link_init(&q.head)
     q.n = 0

@@ -35,6 +35,7 @@ LEVELS = {
     "chunked": 3,
     "http1": 4,
     "conn": 4,
+    "idle": 4,
     "upstream": 5,
     "connect": 6,
     "trailers": 5,

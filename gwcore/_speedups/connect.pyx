@@ -6,6 +6,7 @@ from gwcore._speedups.conn cimport (
     CONN_UPSTREAM, C_CONNECTING, C_POOLED, C_READY, LOOK_IDLE_MS, LOOK_WARM_MS, conn_arm, conn_close, conn_move, conn_open, conn_register,
     random_next, worker_look,
 )
+from gwcore._speedups.idle cimport idle_life_ms
 from gwcore._speedups.reasons cimport R_CONNECT_FAILED, R_CONNECT_REFUSED, R_CONNECT_TIMEOUT
 from gwcore._speedups.shm cimport UpstreamCell
 from gwcore._speedups.sys cimport (
@@ -14,7 +15,7 @@ from gwcore._speedups.sys cimport (
 )
 from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL, RC_OK
 from gwcore._speedups.upstream cimport endpoint_short
-from gwcore.pool cimport CLOSE_ERROR, pool_at_cap, pool_closed, pool_idle_ms, pool_opened, pool_opening, pool_release
+from gwcore.pool cimport CLOSE_ERROR, pool_at_cap, pool_closed, pool_opened, pool_opening, pool_release
 
 
 cdef int connect_reason(int error) noexcept nogil:
@@ -106,7 +107,7 @@ cdef bint upstream_keep(Worker *w, Conn *c) noexcept nogil:
     conn_move(w, c, C_POOLED)
     e.upstream.cell.in_use -= 1
     e.upstream.cell.idle += 1
-    conn_arm(w, c, w.now_ms + pool_idle_ms(&c.pooled))
+    conn_arm(w, c, w.now_ms + idle_life_ms(&c.pooled))
     if pool_at_cap(&e.pool):
         worker_look(w, LOOK_IDLE_MS)
     return True

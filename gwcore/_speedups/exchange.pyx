@@ -26,6 +26,7 @@ from gwcore._speedups.head cimport Head, HeadLimits, head_feed, head_init
 from gwcore._speedups.http1 cimport (
     BODY_CHUNKED, BODY_LENGTH, M_DELETE, M_GET, M_HEAD, M_OPTIONS, M_PUT, M_TRACE, host_normal, request_check,
 )
+from gwcore._speedups.idle cimport idle_outlived, idle_peer_closed
 from gwcore._speedups.origin cimport origin_find
 from gwcore._speedups.path cimport PATH_PLAIN, path_kind, path_normalise
 from gwcore._speedups.plan cimport TARGET_RESPOND, PlanHead, Route, plan_trusts, plan_upstream
@@ -46,7 +47,7 @@ from gwcore._speedups.tunnel cimport tunnel_event
 from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL, RC_OK, link_append, link_drop
 from gwcore._speedups.upstream cimport Upstream
 from gwcore._speedups.warm cimport warm_event, warm_peer_closed, warm_timeout
-from gwcore.pool cimport CLOSE_IDLE, CLOSE_MAX_AGE, CLOSE_PEER, CLOSE_STALE, pool_outlived, pool_peer_closed
+from gwcore.pool cimport CLOSE_IDLE, CLOSE_MAX_AGE, CLOSE_PEER, CLOSE_STALE
 from gwcore._speedups.ends cimport (
     NEVER_MS, answered, client_admit, client_end, client_left, client_linger, client_write_ms, discard, exchange_complete,
     exchange_end, exchange_fail, head_refuse, linger_read, proxy_refuse,
@@ -474,7 +475,7 @@ cdef void upstream_event(Worker *w, Conn *c) noexcept nogil:
             warm_event(w, c)
         elif c.readable or c.ended or c.broken:
             if c.ended or c.broken:
-                pool_peer_closed(&c.pooled, w.now_ms)
+                idle_peer_closed(&c.pooled, w.now_ms)
                 warm_peer_closed(w, c)
             upstream_close(w, c, CLOSE_PEER)     # nobody asked it anything: FIN, RST or stray bytes
         return
@@ -515,7 +516,7 @@ cdef void upstream_timeout(Worker *w, Conn *c) noexcept nogil:
         if c.state == C_CONNECTING:
             warm_timeout(w, c)
             return
-        pool_outlived(&c.pooled, w.now_ms)
+        idle_outlived(&c.pooled, w.now_ms)
         upstream_close(w, c, CLOSE_MAX_AGE if w.now_ms >= c.pooled.retire_ms else CLOSE_IDLE)
         return
     if c.state == C_CONNECTING:

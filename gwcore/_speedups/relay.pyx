@@ -14,6 +14,7 @@ from gwcore._speedups.forward cimport forward_interim, forward_response
 from gwcore._speedups.head cimport Head, HeadLimits, head_feed, head_init
 from gwcore._speedups.histogram cimport histogram_cell
 from gwcore._speedups.http1 cimport BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, M_HEAD, keep_alive_ms, response_body, response_check
+from gwcore._speedups.idle cimport idle_peer_closed
 from gwcore._speedups.proxyproto cimport proxy_write
 from gwcore._speedups.reasons cimport (
     RETRY_ANY, R_BAD_RESPONSE, R_BUFFER_LIMIT, R_CONNECT_TIMEOUT, R_DNS_FAILED, R_HEADERS_TOO_LARGE, R_NO_ENDPOINT, R_QUEUE_FULL,
@@ -24,7 +25,7 @@ from gwcore._speedups.splice cimport Moved, conn_dry, pipe_give, pipe_take, spli
 from gwcore._speedups.story cimport REQ_DISCARD, REQ_DONE, REQ_STREAM, X_ANSWERING, X_CONNECTING, X_QUEUED, X_SENT, Exchange
 from gwcore._speedups.tunnel cimport tunnel_agreed, tunnel_begin
 from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK
-from gwcore.pool cimport CLOSE_ERROR, CLOSE_PEER, CLOSE_STALE, CLOSE_TIMEOUT, pool_peer_closed
+from gwcore.pool cimport CLOSE_ERROR, CLOSE_PEER, CLOSE_STALE, CLOSE_TIMEOUT
 from gwcore._speedups.ends cimport NEVER_MS, answered, client_left, client_write_ms, exchange_fail, exchange_move
 
 cdef enum:
@@ -249,7 +250,7 @@ cdef void upstream_ended(Worker *w, Exchange *x, bint clean) noexcept nogil:
     cdef int rc
     if x.phase == X_SENT:
         if not x.got_bytes and x.reused and w.now_us - x.start_us < STALE_US:
-            pool_peer_closed(&x.up.pooled, w.now_ms)
+            idle_peer_closed(&x.up.pooled, w.now_ms)
         if not x.got_bytes and x.reused and not x.stale_used and x.upstream.stale_retry and x.idempotent and not x.replay_lost \
                 and x.request_body != REQ_DISCARD:
             # it closed the idle connection while our request was on its way (RFC 9112 9.3.1)

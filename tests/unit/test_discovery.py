@@ -28,6 +28,7 @@ class Server(asyncio.DatagramProtocol):
 
     def __init__(self) -> None:
         self.addresses: list[str] = ["192.0.2.1"]
+        self.v6: list[str] = []
         self.ttl = 0  # the resolver keeps an answer for its TTL
         self.asked = 0
 
@@ -43,6 +44,8 @@ class Server(asyncio.DatagramProtocol):
             answer.set_rcode(2)  # SERVFAIL
         elif q.rdtype == dns.rdatatype.A:
             answer.answer.append(dns.rrset.from_text_list(q.name, self.ttl, "IN", "A", self.addresses))
+        elif q.rdtype == dns.rdatatype.AAAA and self.v6:
+            answer.answer.append(dns.rrset.from_text_list(q.name, self.ttl, "IN", "AAAA", self.v6))
         self.transport.sendto(answer.to_wire(), peer)
 
 
@@ -99,6 +102,16 @@ def test_names_follow_their_answers_and_keep_the_last_good_one():
             asked = b.server.asked
             await asyncio.sleep(0.3)
             assert b.server.asked == asked
+
+    asyncio.run(play())
+
+
+def test_both_families_are_asked_for():
+    async def play() -> None:
+        async with Bench() as b:
+            b.server.addresses, b.server.v6 = ["192.0.2.3", "192.0.2.2"], ["2001:db8::2"]
+            await b.discovery.learn(ONE)
+            assert b.discovery.addresses("be.example") == ("192.0.2.2", "2001:db8::2", "192.0.2.3")
 
     asyncio.run(play())
 
