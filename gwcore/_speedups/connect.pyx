@@ -44,6 +44,7 @@ cdef Conn *connect_start(Worker *w, Endpoint *e, bint other, uint64_t key, void 
     e.warming += exchange == NULL
     pool_opening(&e.pool, &c.pooled, c.item.slot, key, w.now_ms, <uint32_t>(random_next(w) >> 40))
     e.upstream.cell.opens += 1
+    e.upstream.cell.warmed += exchange == NULL
     e.upstream.cell.connecting += 1
     if to.sa_family != AF_UNIX:
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))

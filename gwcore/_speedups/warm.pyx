@@ -56,7 +56,6 @@ cdef void warm_open(Worker *w, Upstream *u, Endpoint *e) noexcept nogil:
             warm_failed(w, e)
             return
         c.pooled.requests = 0
-        u.cell.warmed += 1
         conn_arm(w, c, w.now_ms + u.connect_ms)
         if c.writable:
             warm_up(w, c)

@@ -46,7 +46,7 @@ def test_pipelined_requests_wait_in_one_buffer(upstream):
 @pytest.mark.parametrize("end", ["fin", "reset"])
 @pytest.mark.parametrize("field", ["", "Connection: close\r\n"])
 def test_a_client_that_leaves_while_its_upload_is_held_back_is_noticed(upstream, end, field):
-    """Nobody reads its body, so only the kernel can tell; `timeouts.write` would come much later."""
+    """L8: nobody reads its body, so only the kernel can tell; `timeouts.write` would come much later."""
     stop = threading.Event()
 
     def serve(c):

@@ -87,6 +87,18 @@ def test_warm_connections_never_go_beyond_the_cap_and_give_way_to_requests(upstr
         wait_until(lambda: be(p)["idle"] == 4)
 
 
+def test_nothing_is_warmed_in_a_drain(upstream):
+    up = upstream(echo_handler)
+    with plane(proxy_config(up.address, upstream="pool: {min_idle: 3}")) as p:
+        wait_until(lambda: be(p)["idle"] == 3 == len(up.open))
+        p.call(p.plane.begin_drain)
+        for s in up.open:
+            s.shutdown(socket.SHUT_RDWR)
+        wait_until(lambda: be(p)["closed"]["peer"] == 3)
+        time.sleep(0.6)  # a first failure would be mended by then
+        assert be(p)["opens"] == 3
+
+
 def test_the_workers_keep_them_together(upstream):
     up = upstream(echo_handler)
     counts = []
