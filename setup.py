@@ -32,7 +32,10 @@ LIBRARIES = {
     "gwcore._speedups.tickets": OPENSSL,
     "gwcore._speedups.handshakes": OPENSSL,
     "gwcore._speedups.handshake": OPENSSL,
+    "gwcore._speedups.tlscontext": OPENSSL,
     "gwcore._speedups.tlsserver": OPENSSL,
+    "gwcore._speedups.tlsclient": OPENSSL,
+    "gwcore._speedups.plane": OPENSSL,
 }
 
 

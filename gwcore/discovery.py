@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gwcore.config.base import is_ip, split_address
+from gwcore.config.base import interleaved, is_ip, split_address
 
 if TYPE_CHECKING:
     import aiodns
@@ -106,12 +106,8 @@ class Discovery:
             if self.resolver is None:
                 self.resolver = aiodns.DNSResolver()
             answer = await self.resolver.getaddrinfo(host, family=socket.AF_UNSPEC, type=socket.SOCK_STREAM)
-            found = {
-                (node.family, node.addr[0].decode() if isinstance(node.addr[0], bytes) else str(node.addr[0]))
-                for node in answer.nodes
-            }
-            family = socket.AF_INET if any(f == socket.AF_INET for f, _ in found) else socket.AF_INET6
-            addresses = tuple(sorted(a for f, a in found if f == family))
+            found = {node.addr[0].decode() if isinstance(node.addr[0], bytes) else str(node.addr[0]) for node in answer.nodes}
+            addresses = tuple(interleaved(found))
             if not addresses:
                 raise OSError("no addresses")
             name.ttl_s = float(min((node.ttl for node in answer.nodes), default=0))

@@ -26,6 +26,7 @@ cdef struct PoolItem:        # embedded in a connection
     uint32_t requests
     uint32_t state           # ItemState; pool_move alone writes it
     uint32_t owner           # slab place of the connection
+    uint32_t hint_ms         # how long the peer said it may idle; 0 = it said nothing
     PoolCore *pool
 
 cdef struct PoolCore:
@@ -37,6 +38,9 @@ cdef struct PoolCore:
     uint32_t max_connections
     uint32_t max_idle
     uint32_t max_requests
+    uint32_t min_idle        # kept warm by this worker
+    uint32_t granted_ms      # learned: the peer closes connections that idle longer; 0 = it never did
+    uint64_t granted_at_ms   # learned then
     uint64_t idle_ms
     uint64_t max_age_ms
     uint32_t *shared_open    # connections of all workers (atomic); NULL = this pool alone

@@ -61,6 +61,7 @@ class Supervisor:
 
     def __init__(self, loaded: Loaded, config_path: str, spawner: Channel, workers: int, arguments: list[str]):
         from gwcore._speedups.shm import Segment
+        from gwcore.admin.figures import Opens
         from gwcore.certwatch import CertWatch
         from gwcore.discovery import Discovery
         from gwcore.sockets import Listeners
@@ -81,6 +82,7 @@ class Supervisor:
         self.state: Literal["starting", "serving", "leaving", "draining"] = "starting"
         self.last_reload: dict[str, Any] = {}
         self.reloads = {"ok": 0, "refused": 0}
+        self.opens = Opens()
         self.reloading = asyncio.Lock()
         self.loop = asyncio.get_running_loop()
         self.done: asyncio.Future[int] = self.loop.create_future()
@@ -157,7 +159,7 @@ class Supervisor:
         """Compile config into a sealed memfd of the next version."""
         from gwcore.config.compile import compile_plan
 
-        blob = compile_plan(config, self.segment, self.config_path, self.discovery.addresses)
+        blob = compile_plan(config, self.segment, self.config_path, self.discovery.addresses, self.segment.workers)
         fd = os.memfd_create("gwcore-plan", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         view = memoryview(blob)
         while view:
@@ -386,6 +388,7 @@ class Supervisor:
     def watch(self) -> None:
         """Once a second: has a worker stopped accepting? The data plane only counts, it cannot call."""
         now = time.monotonic()
+        self.opens.note(now, self.segment.upstream_opens())
         for i, (told, when) in enumerate(self.alarms):
             figures = self.segment.worker_figures(i)
             news = figures["accept_paused"] - told

@@ -15,7 +15,7 @@ import uvloop
 from gwcore._speedups.plane import Plane
 from gwcore._speedups.shm import Segment
 
-from gwcore.config.compile import compile_plan
+from gwcore.config.compile import compile_plan, system_addresses
 from gwcore.config.load import load_text
 
 SLACK = 5.0 if os.environ.get("GWCORE_SANITIZED") else 1.0  # one factor for slow machines and builds
@@ -41,8 +41,17 @@ def wait_until(good: Callable[[], Any], timeout: float = 5.0, what: str = "the c
 class PlaneThread:
     """A data plane on its own loop in a thread of this process. `text` is YAML without listeners."""
 
-    def __init__(self, text: str, log: str | None = None, workers: int = 1, listener: str = ""):
+    def __init__(
+        self,
+        text: str,
+        log: str | None = None,
+        workers: int = 1,
+        listener: str = "",
+        addresses: Callable[[str], list[str]] | None = None,
+        number: int = 0,
+    ):
         self.listener = listener and f", {listener}"
+        self.addresses, self.number = addresses or system_addresses, number
         self.port = free_port()
         self.sock = socket.create_server(("127.0.0.1", self.port), backlog=1024)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -64,7 +73,7 @@ class PlaneThread:
             self.loop = asyncio.get_running_loop()
             self.stop = asyncio.Event()
             try:
-                self.plane = Plane(0, self.segment.fd)
+                self.plane = Plane(self.number, self.segment.fd)
                 self._use(text)
                 if self.log:
                     fd = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -87,7 +96,7 @@ class PlaneThread:
         config = load_text(f"workers: 1\nlisteners: [{{address: '{self.address}'{self.listener}}}]\n" + text).config
         self.version += 1
         fd = os.memfd_create("plan")
-        os.write(fd, compile_plan(config, self.segment))
+        os.write(fd, compile_plan(config, self.segment, addresses=self.addresses))
         self.plane.prepare(self.version, fd)
         os.close(fd)
         self.plane.commit(self.version)
@@ -127,7 +136,7 @@ class PlaneThread:
         c = self.counts()
         assert c["illegal_moves"] == 0
         assert c["fds"] == c["upstream_connections"]
-        worker = self.segment.snapshot()["workers"][0]
+        worker = self.segment.snapshot()["workers"][self.number]
         assert worker["connections"] == worker["exchanges"] == 0
         for name, u in self.segment.snapshot()["upstreams"].items():
             assert u["waiting"] == u["in_use"] == u["connecting"] == 0, (name, u)

@@ -5,11 +5,12 @@ from gwcore._speedups.upstream cimport Upstream
 
 cdef int attempt_take(Worker *w, Exchange *x) noexcept nogil
 cdef bint attempt_queue(Worker *w, Exchange *x) noexcept nogil
-cdef int attempt_connected(Worker *w, Exchange *x) noexcept nogil
+cdef int attempt_connected(Worker *w, Exchange *x, Conn *c) noexcept nogil
+cdef bint attempt_late(Worker *w, Exchange *x) noexcept nogil
 cdef void attempt_release(Worker *w, Exchange *x, bint reusable, int why) noexcept nogil
 cdef Exchange *attempt_next_waiter(Worker *w, Upstream *u) noexcept nogil
 cdef void attempt_leave_queue(Worker *w, Exchange *x) noexcept nogil
 cdef void ask_for_place(Upstream *u) noexcept nogil
 cdef void idle_give_way(Worker *w, Upstream *u) noexcept nogil
 cdef bint idle_at_cap(const Upstream *u) noexcept nogil
-cdef void pooled_close(Worker *w, Conn *c, int why) noexcept nogil
+cdef void wait_over(Worker *w, Exchange *x) noexcept nogil

@@ -1,26 +1,18 @@
 """Attempts. The order of DECISIONS: candidates with a free place, balance, reuse or connect; who finds none waits in the upstream's
 queue and holds nothing meanwhile."""
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 
-from gwcore._speedups.conn cimport (
-    CONN_UPSTREAM, C_CONNECTING, C_POOLED, C_READY, LOOK_IDLE_MS, LOOK_WAIT_MS, Conn, Worker, conn_arm, conn_close, conn_move, conn_open,
-    conn_register, random_next, worker_look,
-)
-from gwcore._speedups.reasons cimport (
-    R_CONNECT_FAILED, R_CONNECT_REFUSED, R_CONNECT_TIMEOUT, R_DNS_FAILED, R_NO_ENDPOINT, R_QUEUE_FULL,
-)
+from gwcore._speedups.conn cimport C_READY, LOOK_WAIT_MS, LOOK_WARM_MS, Conn, Worker, conn_arm, conn_move, random_next, worker_look
+from gwcore._speedups.connect cimport connect_result, connect_start, connect_up, upstream_close, upstream_keep
+from gwcore._speedups.histogram cimport histogram_cell
+from gwcore._speedups.reasons cimport R_DNS_FAILED, R_NO_ENDPOINT, R_QUEUE_FULL
 from gwcore._speedups.slab cimport slab_at
 from gwcore._speedups.story cimport Exchange
-from gwcore._speedups.sys cimport (
-    AF_UNIX, EAGAIN, ECONNREFUSED, EINPROGRESS, ETIMEDOUT, IPPROTO_TCP, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SO_ERROR,
-    TCP_NODELAY, close, connect, errno, getsockopt, setsockopt, sockaddr, socket, socklen_t,
-)
 from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL, RC_OK, link_drop, link_empty, link_push
-from gwcore._speedups.upstream cimport Endpoint, Upstream, balance_pick, endpoint_has_room
+from gwcore._speedups.upstream cimport Endpoint, Upstream, balance_pick, endpoint_has_room, endpoint_short
 from gwcore.pool cimport (
-    CLOSE_EVICTED, POOL_CONNECT, POOL_EVICT, POOL_FULL, PoolCore, PoolItem, Waiter, pool_acquire, pool_ask, pool_at_cap,
-    pool_closed, pool_opened, pool_opening, pool_pressed, pool_release, pool_unask,
-    waiters_drop, waiters_push,
+    CLOSE_ABORTED, CLOSE_EVICTED, POOL_CONNECT, POOL_EVICT, POOL_FULL, PoolCore, PoolItem, Waiter, pool_acquire, pool_ask, pool_at_cap,
+    pool_has_place, pool_pressed, pool_unask, waiters_drop, waiters_push,
 )
 
 
@@ -33,7 +25,7 @@ cdef void idle_give_way(Worker *w, Upstream *u) noexcept nogil:
     for i in range(u.n):
         p = &u.endpoints[i].pool
         if p.n_idle and pool_at_cap(p) and pool_pressed(p):
-            pooled_close(w, <Conn *>conn_at(w, (<PoolItem *>p.idle.prev).owner), CLOSE_EVICTED)
+            upstream_close(w, <Conn *>conn_at(w, (<PoolItem *>p.idle.prev).owner), CLOSE_EVICTED)
 
 
 cdef bint idle_at_cap(const Upstream *u) noexcept nogil:
@@ -45,72 +37,129 @@ cdef bint idle_at_cap(const Upstream *u) noexcept nogil:
     return False
 
 
-cdef int connect_reason(int error) noexcept nogil:
-    if error == ECONNREFUSED:
-        return R_CONNECT_REFUSED
-    return R_CONNECT_TIMEOUT if error == ETIMEDOUT else R_CONNECT_FAILED
+# ---- connecting
+
+cdef enum:
+    RACE_MS = 250            # so long one address of a name has for itself (RFC 8305 5)
 
 
-cdef int open_connection(Worker *w, Exchange *x, Endpoint *e) noexcept nogil:
-    """Start a connection to e. RC_OK: it is up already. RC_AGAIN: wait for it. RC_FAIL: x.reason."""
-    cdef int family = (<sockaddr *>e.sockaddr).sa_family, one = 1, fd, rc
-    cdef Conn *c
-    x.reason = R_CONNECT_FAILED
-    fd = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
-    if fd < 0:
-        return RC_FAIL
-    c = conn_open(w, CONN_UPSTREAM, fd)
-    if c == NULL:
-        close(fd)
-        return RC_FAIL
-    conn_move(w, c, C_CONNECTING)
-    c.owner = e
-    c.exchange = x
-    x.up = c
+cdef int attempt_open(Worker *w, Exchange *x) noexcept nogil:
+    """Connect to x.endpoint. RC_OK: it is up already. RC_AGAIN: wait for it. RC_FAIL: x.reason, and nothing is held."""
+    cdef Endpoint *e = x.endpoint
+    cdef int reason = 0
     x.connect_us = w.now_us
-    pool_opening(&e.pool, &c.pooled, c.item.slot, x.pool_key, w.now_ms, <uint32_t>(random_next(w) >> 40))
-    x.upstream.cell.opens += 1
-    x.upstream.cell.connecting += 1
-    if family != AF_UNIX:
-        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
-    rc = connect(fd, <sockaddr *>e.sockaddr, e.sockaddr_len)
-    if rc != 0 and errno != EINPROGRESS:
-        x.reason = R_CONNECT_REFUSED if errno == EAGAIN else connect_reason(errno)
-        return RC_FAIL
-    if not conn_register(w, c):
-        return RC_FAIL
-    if rc == 0:
-        return attempt_up(w, x)
-    c.writable = 0
-    conn_arm(w, c, w.now_ms + x.upstream.connect_ms)
+    x.raced = e.other_len == 0 and e.group == 0
     x.reason = 0
+    x.up = connect_start(w, e, e.other_first, x.pool_key, x, &reason)
+    if x.up == NULL:
+        x.rival = race_start(w, x)
+        if x.rival == NULL:
+            e.in_flight -= 1
+            x.reason = <unsigned short>reason
+            return RC_FAIL
+        rival_take(w, x)
+    if x.up.writable:
+        return attempt_up(w, x)
+    conn_arm(w, x.up, connect_due(x) if x.raced or x.upstream.connect_ms <= RACE_MS else w.now_ms + RACE_MS)
     return RC_AGAIN
 
 
+cdef uint64_t connect_due(const Exchange *x) noexcept nogil:
+    return x.connect_us // 1000 + x.upstream.connect_ms
+
+
 cdef int attempt_up(Worker *w, Exchange *x) noexcept nogil:
-    conn_move(w, x.up, C_READY)
-    pool_opened(&x.up.pooled)
-    x.upstream.cell.connecting -= 1
-    x.upstream.cell.in_use += 1
+    connect_up(w, x.up)
     x.connecting_us += <uint32_t>(w.now_us - x.connect_us)
-    x.up.writable = 1
     x.reused = 0
     x.reason = 0
     return RC_OK
 
 
-cdef int attempt_connected(Worker *w, Exchange *x) noexcept nogil:
-    """The kernel spoke about a connecting socket. RC_OK: it is up. RC_AGAIN: not yet. RC_FAIL: x.reason."""
-    cdef int error = 0
-    cdef socklen_t size = sizeof(error)
-    if getsockopt(x.up.fd, SOL_SOCKET, SO_ERROR, &error, &size) != 0:
-        error = errno
-    if error:
-        x.reason = connect_reason(error)
-        return RC_FAIL
-    if not x.up.writable:
+cdef int attempt_connected(Worker *w, Exchange *x, Conn *c) noexcept nogil:
+    """The kernel spoke about a connecting socket of x. RC_OK: x.up is up. RC_AGAIN: not yet. RC_FAIL: x.reason."""
+    cdef int reason = 0, rc = connect_result(w, c, &reason)
+    if rc == RC_AGAIN:
+        return rc
+    if rc == RC_OK:
+        if c == x.rival:
+            rival_take(w, x)
+        elif x.rival != NULL:
+            rival_drop(w, x)
+        return attempt_up(w, x)
+    if c == x.rival:
+        rival_drop(w, x)
         return RC_AGAIN
-    return attempt_up(w, x)
+    if x.rival == NULL:
+        x.rival = race_start(w, x)
+    if x.rival != NULL:
+        rival_take(w, x)
+        return RC_AGAIN
+    x.reason = <unsigned short>reason
+    return RC_FAIL
+
+
+cdef bint attempt_late(Worker *w, Exchange *x) noexcept nogil:
+    """The timer of a connecting socket. True: there is time left, and another address of the name is tried beside it, if it has one."""
+    if w.now_ms >= connect_due(x):
+        return False
+    x.rival = race_start(w, x)
+    conn_arm(w, x.up, connect_due(x))
+    return True
+
+
+cdef Conn *race_start(Worker *w, Exchange *x) noexcept nogil:
+    """Begin a connection to the next address of the same name, the other family first. NULL: there is none that was not tried, or no place."""
+    cdef Endpoint *e = x.endpoint
+    cdef Endpoint *next = NULL
+    cdef Conn *c
+    cdef uint32_t i, at = 0
+    cdef int reason = 0
+    if x.raced:
+        return NULL
+    x.raced = 1
+    if e.other_len:
+        next = e
+    else:
+        while at < x.upstream.n and x.upstream.endpoints[at] != e:
+            at += 1
+        for i in range(1, x.upstream.n):
+            next = x.upstream.endpoints[(at + i) % x.upstream.n]
+            if next.group == e.group and next != e and next.weight:
+                break
+            next = NULL
+    if next == NULL or next.sockaddr_len == 0 or not pool_has_place(&next.pool) or w.fds >= w.fd_limit:
+        return NULL
+    c = connect_start(w, next, next == e and not e.other_first, x.pool_key, x, &reason)
+    if c == NULL:
+        return NULL
+    if next != e:
+        next.in_flight += 1
+    x.upstream.cell.raced += 1
+    return c
+
+
+cdef void rival_drop(Worker *w, Exchange *x) noexcept nogil:
+    """The rival lost, failed, or is not needed any more."""
+    cdef Conn *c = x.rival
+    x.rival = NULL
+    if c.owner != x.endpoint:
+        (<Endpoint *>c.owner).in_flight -= 1
+    upstream_close(w, c, CLOSE_ABORTED)
+
+
+cdef void rival_take(Worker *w, Exchange *x) noexcept nogil:
+    """The rival takes the place of x.up, which is closed if it still is there."""
+    cdef Conn *first = x.up
+    x.up = x.rival
+    x.rival = NULL
+    if x.up.owner != x.endpoint:
+        x.endpoint.in_flight -= 1
+        x.endpoint.since_ms = w.now_ms               # the address that lost begins anew, with a tenth of its weight
+        x.endpoint = <Endpoint *>x.up.owner
+    if first != NULL:
+        upstream_close(w, first, CLOSE_ABORTED)
+    conn_arm(w, x.up, connect_due(x))
 
 
 cdef int attempt_take(Worker *w, Exchange *x) noexcept nogil:
@@ -134,16 +183,14 @@ cdef int attempt_take(Worker *w, Exchange *x) noexcept nogil:
     if verdict == POOL_FULL:
         return RC_FAIL
     if verdict == POOL_EVICT:
-        pooled_close(w, <Conn *>conn_at(w, item.owner), CLOSE_EVICTED)
+        upstream_close(w, <Conn *>conn_at(w, item.owner), CLOSE_EVICTED)
         verdict = POOL_CONNECT
     x.attempts += 1
     x.endpoint = e
     e.in_flight += 1
+    wait_over(w, x)
     if verdict == POOL_CONNECT:
-        verdict = open_connection(w, x, e)
-        if x.up == NULL:                             # not even a socket: nothing that a release would give back
-            e.in_flight -= 1
-        return verdict
+        return attempt_open(w, x)
     c = <Conn *>conn_at(w, item.owner)
     conn_move(w, c, C_READY)
     c.exchange = x
@@ -152,6 +199,8 @@ cdef int attempt_take(Worker *w, Exchange *x) noexcept nogil:
     u.cell.reuses += 1
     u.cell.idle -= 1
     u.cell.in_use += 1
+    if endpoint_short(e):
+        worker_look(w, LOOK_WARM_MS + random_next(w) % LOOK_WARM_MS)
     return RC_OK
 
 
@@ -162,41 +211,19 @@ cdef void *conn_at(Worker *w, uint32_t slot) noexcept nogil:
 cdef void attempt_release(Worker *w, Exchange *x, bint reusable, int why) noexcept nogil:
     """Give the connection back: to its pool when it may be reused, else it is closed as `why`. Releasing twice is harmless."""
     cdef Conn *c = x.up
-    cdef int verdict = why
     if c == NULL:
         return
+    if x.rival != NULL:
+        rival_drop(w, x)
     x.up = NULL
-    c.exchange = NULL
     x.endpoint.in_flight -= 1
     if x.upstream.queue.n:                       # the turn's end serves the queue: never from inside another exchange
         link_drop(&x.upstream.serve)
         link_push(&w.serve, &x.upstream.serve)
-    if c.state == C_CONNECTING:
-        x.upstream.cell.connecting -= 1
-    else:
-        x.upstream.cell.in_use -= 1
     if reusable:
-        verdict = pool_release(&c.pooled, w.now_ms)
-        if verdict < 0:
-            conn_move(w, c, C_POOLED)
-            x.upstream.cell.idle += 1
-            conn_arm(w, c, w.now_ms + x.endpoint.pool.idle_ms)
-            if pool_at_cap(&x.endpoint.pool):
-                worker_look(w, LOOK_IDLE_MS)
-            return
-    x.upstream.cell.closed[verdict] += 1
-    pool_closed(&c.pooled, verdict)
-    conn_close(w, c)
-
-
-cdef void pooled_close(Worker *w, Conn *c, int why) noexcept nogil:
-    """Close an idle connection of a pool."""
-    cdef Endpoint *e = <Endpoint *>c.owner
-    if c.state == C_POOLED:
-        e.upstream.cell.idle -= 1
-        e.upstream.cell.closed[why] += 1
-    pool_closed(&c.pooled, why)
-    conn_close(w, c)
+        upstream_keep(w, c)
+    else:
+        upstream_close(w, c, why)
 
 
 cdef void ask_for_place(Upstream *u) noexcept nogil:
@@ -233,6 +260,14 @@ cdef void attempt_leave_queue(Worker *w, Exchange *x) noexcept nogil:
     if x.upstream.queue.n == 0:                  # nobody of us waits any more: the others need not make room
         for i in range(x.upstream.n):
             pool_unask(&x.upstream.endpoints[i].pool)
+
+
+cdef void wait_over(Worker *w, Exchange *x) noexcept nogil:
+    """It has waited for the last time: for a place, or in vain."""
+    if x.queued_us:
+        x.upstream.cell.waits[histogram_cell(x.queue_us)] += 1
+        x.upstream.cell.wait_us += x.queue_us
+        x.queued_us = 0
 
 
 cdef struct WaitingExchange:     # the waiter and what must follow it in an Exchange

@@ -18,6 +18,7 @@ cdef struct Buf:
 cdef struct BufPool:         # one per worker
     Buf *free[3]
     uint64_t used_bytes      # handed out, with heads
+    uint64_t held_bytes      # from the system
     uint64_t max_bytes       # refuse beyond (0 = no limit)
     uint32_t used            # handed out, count
     void *chunks             # all memory, linked through the first word

@@ -35,6 +35,7 @@ cdef bint bufs_refill(BufPool *p, uint32_t kind) noexcept nogil:
     cdef uint32_t i
     if chunk == NULL:
         return False
+    p.held_bytes += 64 + stride * PER_CHUNK[kind]
     (<void **>chunk)[0] = p.chunks
     p.chunks = chunk
     for i in range(PER_CHUNK[kind]):

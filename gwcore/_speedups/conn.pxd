@@ -1,5 +1,6 @@
 # Level 4. One TCP connection of either side, and the worker context that everything above works in.
 from gwcore._speedups.buffer cimport Buf, BufPool, ByteQueue
+from gwcore._speedups.copenssl cimport SSL_CTX
 from gwcore._speedups.handshakes cimport Crew
 from gwcore._speedups.head cimport Head
 from gwcore._speedups.outlist cimport OutList
@@ -21,6 +22,7 @@ cdef enum:
     SCRATCH_BYTES = 131072   # one read takes up to this
     LOOK_WAIT_MS = 10        # how soon the tick looks: for a place in a pool that other workers fill too
     LOOK_LOG_MS = 20         # for room in the log's ring
+    LOOK_WARM_MS = 50        # at endpoints with fewer idle connections than pool.min_idle, and as much again at random
     LOOK_IDLE_MS = 50        # at idle connections of a full pool, and at paused listeners
     OUT_FLAT = 2048          # up to here one write of a copy costs less than one of several slices (0.2 us a message)
 
@@ -45,6 +47,7 @@ cdef struct LocalPlan:       # a plan as this worker holds it; owned by the plan
     Regex *regexes
     void **upstreams         # Upstream * by index of the plan
     TlsServer *servers       # by index of the plan's tls
+    SSL_CTX **clients        # by index of the plan's clients
     uint32_t refs
     LocalPlan *older
 
@@ -75,6 +78,7 @@ cdef struct Conn:
     uint8_t proxy_due        # its PROXY header has not come yet
     uint8_t trusted          # the peer is one of trusted_proxies
     uint8_t listener         # client side: place in Worker.servers
+    uint8_t other            # upstream side: it goes to the endpoint's address of the other family
     uint8_t counted          # client side: limits.connections_per_client counts it
     uint16_t port
     uint8_t peer[16]

@@ -336,6 +336,10 @@ cdef int sealed_read(Worker *w, Conn *c, char *into, size_t room, const char **a
     cdef size_t got = 0
     cdef int rc, opened
     w.tls.out_used = 0
+    if c.tls.closed:
+        c.readable = 0
+        c.ended = 2
+        return RC_DONE
     while got == 0:
         rc = window_fill(w, c, room)
         if rc != RC_OK and not tls_holds(&c.tls):
@@ -352,6 +356,7 @@ cdef int sealed_read(Worker *w, Conn *c, char *into, size_t room, const char **a
             c.ended = 2
             if got == 0:
                 return RC_DONE
+            c.readable = 1                   # to be told of next time
         elif opened == RC_AGAIN:
             c.readable = 1
         elif got == 0 and rc != RC_OK:

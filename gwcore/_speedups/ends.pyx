@@ -4,7 +4,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from gwcore._speedups.accesslog cimport log_exchange, log_refused
 from gwcore._speedups.answer cimport answer_error
-from gwcore._speedups.attempt cimport attempt_leave_queue, attempt_release
+from gwcore._speedups.attempt cimport attempt_leave_queue, attempt_release, wait_over
 from gwcore._speedups.body cimport body_skip
 from gwcore._speedups.buffer cimport buf_bytes, buf_give, queue_clear
 from gwcore._speedups.clients cimport client_enter
@@ -63,6 +63,7 @@ cdef void exchange_end(Worker *w, Exchange *x) noexcept nogil:
     if not x.item.live:
         return
     attempt_leave_queue(w, x)
+    wait_over(w, x)
     if x.up != NULL:
         attempt_release(w, x, False, CLOSE_TUNNEL if x.phase == X_TUNNEL else CLOSE_ABORTED)
     group = x.status // 100 if 100 <= x.status < 600 and x.reason != R_CLIENT_CLOSED else 0

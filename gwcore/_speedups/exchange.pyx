@@ -8,13 +8,14 @@ from libc.string cimport memchr, memcmp, memcpy
 from gwcore._speedups.accesslog cimport log_refused
 from gwcore._speedups.answer cimport answer_empty, answer_route
 from gwcore._speedups.attempt cimport (
-    attempt_connected, attempt_leave_queue, attempt_next_waiter, attempt_release, attempt_take, pooled_close,
+    attempt_connected, attempt_late, attempt_leave_queue, attempt_next_waiter, attempt_release, attempt_take,
 )
 from gwcore._speedups.body cimport body_request
 from gwcore._speedups.buffer cimport buf_bytes, buf_give, queue_clear
 from gwcore._speedups.choose cimport hash_of, head_has, rewrite, target_pick, template_key, upgrade_asked
 from gwcore._speedups.chunked cimport Chunked, chunked_init
 from gwcore._speedups.cllhttp cimport LLHTTP_REQUEST
+from gwcore._speedups.connect cimport upstream_close, upstream_quiet
 from gwcore._speedups.conn cimport (
     LOOK_LOG_MS, SCRATCH_BYTES, C_BUSY, C_CONNECTING, C_HEAD, C_IDLE, C_LINGER, Conn, Worker, conn_again, conn_arm, conn_flush,
     conn_move, conn_read, conn_rest, conn_send, worker_look,
@@ -27,6 +28,7 @@ from gwcore._speedups.head cimport Head, HeadLimits, head_feed, head_init
 from gwcore._speedups.http1 cimport (
     BODY_CHUNKED, BODY_LENGTH, M_DELETE, M_GET, M_HEAD, M_OPTIONS, M_PUT, M_TRACE, host_normal, request_check,
 )
+from gwcore._speedups.idle cimport idle_outlived, idle_peer_closed
 from gwcore._speedups.origin cimport origin_find
 from gwcore._speedups.outlist cimport out_reset, out_store
 from gwcore._speedups.path cimport PATH_PLAIN, path_kind, path_normalise
@@ -41,12 +43,14 @@ from gwcore._speedups.ring cimport ring_room
 from gwcore._speedups.router cimport RouteQuery, router_find
 from gwcore._speedups.slab cimport slab_take
 from gwcore._speedups.story cimport (
-    REQ_DISCARD, REQ_DONE, REQ_STREAM, X_ANSWERING, X_DISCARDING, X_FLUSHING, X_QUEUED, X_SENT, X_TUNNEL, Exchange,
+    REQ_DISCARD, REQ_STREAM, X_ANSWERING, X_DISCARDING, X_FLUSHING, X_QUEUED, X_SENT, X_TUNNEL, Exchange,
 )
+from gwcore._speedups.sys cimport FIONREAD, ioctl
 from gwcore._speedups.tlsserver cimport server_owns
 from gwcore._speedups.tunnel cimport tunnel_event
 from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL, RC_OK, link_append, link_drop
 from gwcore._speedups.upstream cimport Upstream
+from gwcore._speedups.warm cimport warm_event, warm_peer_closed, warm_timeout
 from gwcore.pool cimport CLOSE_IDLE, CLOSE_MAX_AGE, CLOSE_PEER, CLOSE_STALE
 from gwcore._speedups.ends cimport (
     NEVER_MS, answered, client_admit, client_end, client_left, client_linger, client_write_ms, discard, exchange_complete,
@@ -415,11 +419,19 @@ cdef void client_event(Worker *w, Conn *c) noexcept nogil:
         request_pump(w, x)
         if not x.item.live or x.client != c:
             return
-    if c.ended and x.request_body == REQ_DONE and x.keep_alive and not x.http10 and x.phase != X_FLUSHING:
+    if c.ended and x.phase != X_FLUSHING and (x.keep_alive and not x.http10 or body_cut(x)):
         client_left(w, x)                    # FIN means gone, unless the client said that this was its last request
         return
     if x.up != NULL and (x.up.readable or x.piped):
         upstream_read(w, x)
+
+
+cdef bint body_cut(const Exchange *x) noexcept nogil:
+    """The client has ended: is less of the body there, read or not, than it promised? Not told of chunks that nobody has read."""
+    cdef int waiting = 0
+    if x.request_body != REQ_STREAM or x.request_kind != BODY_LENGTH or ioctl(x.client.fd, FIONREAD, &waiting) != 0:
+        return False
+    return x.request_left > <uint64_t>waiting + (x.client.input.len if x.client.input != NULL else 0)
 
 
 cdef void body_look(Worker *w, Exchange *x) noexcept nogil:
@@ -475,11 +487,16 @@ cdef void upstream_event(Worker *w, Conn *c) noexcept nogil:
     cdef Exchange *x = <Exchange *>c.exchange
     cdef int rc
     if x == NULL:
-        if c.readable or c.ended or c.broken:
-            pooled_close(w, c, CLOSE_PEER)   # nobody asked it anything: FIN, RST or stray bytes
+        if c.state == C_CONNECTING:
+            warm_event(w, c)
+        elif not upstream_quiet(w, c):
+            if c.ended or c.broken:
+                idle_peer_closed(&c.pooled, w.now_ms)
+                warm_peer_closed(w, c)
+            upstream_close(w, c, CLOSE_PEER)     # nobody asked it anything: FIN, RST or stray bytes
         return
     if c.state == C_CONNECTING:
-        rc = attempt_connected(w, x)
+        rc = attempt_connected(w, x, c)
         if rc == RC_OK:
             send_replay(w, x)
             if x.item.live and x.up == c and c.readable:     # it spoke, or ended, in the same moment: no other event will tell
@@ -512,9 +529,15 @@ cdef void upstream_event(Worker *w, Conn *c) noexcept nogil:
 cdef void upstream_timeout(Worker *w, Conn *c) noexcept nogil:
     cdef Exchange *x = <Exchange *>c.exchange
     if x == NULL:
-        pooled_close(w, c, CLOSE_MAX_AGE if w.now_ms >= c.pooled.retire_ms else CLOSE_IDLE)
+        if c.state == C_CONNECTING:
+            warm_timeout(w, c)
+            return
+        idle_outlived(&c.pooled, w.now_ms)
+        upstream_close(w, c, CLOSE_MAX_AGE if w.now_ms >= c.pooled.retire_ms else CLOSE_IDLE)
         return
     if c.state == C_CONNECTING:
+        if attempt_late(w, x):
+            return
         x.reason = R_CONNECT_TIMEOUT
         if attempt_again(w, x, R_CONNECT_TIMEOUT):
             dispatch(w, x)

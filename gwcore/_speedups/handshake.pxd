@@ -4,5 +4,6 @@ from gwcore._speedups.handshakes cimport Step
 
 cdef bint handshake_due(Worker *w, Conn *c) noexcept nogil
 cdef int handshake_go(Worker *w, Conn *c) noexcept nogil
+cdef int handshake_connect(Worker *w, Conn *c) noexcept nogil
 cdef int handshake_give(Worker *w, Conn *c) noexcept nogil
 cdef Conn *handshake_back(Worker *w, Step *s, int *rc) noexcept nogil

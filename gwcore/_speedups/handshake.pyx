@@ -56,27 +56,50 @@ cdef int settle(Worker *w, Conn *c, int step) noexcept nogil:
     return step
 
 
-cdef int handshake_go(Worker *w, Conn *c) noexcept nogil:
-    """Go on with a TLS handshake. RC_OK: it is over, and c.readable says whether bytes wait. RC_AGAIN: it waits for the peer. RC_DONE,
-    RC_FAIL: the peer ended, or it failed (c.tls.error; the alert is sent)."""
+cdef int one_step(Worker *w, Conn *c) noexcept nogil:
+    """A step over the window, and what it made is sent."""
+    cdef int step
+    while True:
+        w.tls.out_used = 0
+        step = tls_step(&w.tls, &c.tls)
+        if w.tls.out_used and sealed_push(w, c) == RC_FAIL:
+            return RC_FAIL
+        if step != RC_AGAIN or w.tls.in_left == 0:
+            return step
+
+
+cdef int steps(Worker *w, Conn *c) noexcept nogil:
+    """As far as bytes are there. RC_OK: the handshake is over. RC_AGAIN: it waits for the peer. RC_DONE, RC_FAIL: the peer ended, or it
+    failed (c.tls.error; the alert is sent)."""
     cdef int rc, step
     while True:
         rc = window_fill(w, c, TLS_IN_BYTES)
         if rc != RC_OK and not (rc == RC_AGAIN and tls_holds(&c.tls)):
             return rc
-        while True:
-            w.tls.out_used = 0
-            step = tls_step(&w.tls, &c.tls)
-            if w.tls.out_used and sealed_push(w, c) == RC_FAIL:
-                step = RC_FAIL
-            if step != RC_AGAIN or w.tls.in_left == 0:
-                break
+        step = one_step(w, c)
         if window_keep(w, c) != RC_OK:
             step = RC_FAIL
         if step != RC_AGAIN:
-            return settle(w, c, step)
+            return step
         if rc == RC_AGAIN or not c.readable:
             return RC_AGAIN
+
+
+cdef int handshake_go(Worker *w, Conn *c) noexcept nogil:
+    """Go on with the handshake of a client. RC_OK: it is over, and c.readable says whether bytes wait. Else as steps."""
+    return settle(w, c, steps(w, c))
+
+
+cdef int handshake_connect(Worker *w, Conn *c) noexcept nogil:
+    """Begin or go on with the handshake with an upstream. RC_OK: it is over. Else as steps."""
+    cdef int rc
+    if not c.tls.begun and not c.readable:       # the first word is ours
+        w.tls.in_left = 0
+        return one_step(w, c)
+    rc = steps(w, c)
+    if rc == RC_OK and tls_holds(&c.tls):
+        c.readable = 1
+    return rc
 
 
 cdef int handshake_give(Worker *w, Conn *c) noexcept nogil:

@@ -57,6 +57,7 @@ cdef struct Head:
     int host_field           # index, -1 = none
     int upgrade_field        # the same; -2 = more than one
     int id_field
+    int keep_field           # Keep-Alive
     int xff_field            # the last one
     Field f[256]
 

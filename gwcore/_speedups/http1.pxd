@@ -1,6 +1,7 @@
 # Level 3. HTTP/1 messages: what a parsed head means, strictly (RFC 9112); framing; what may pass on.
 from gwcore._speedups.head cimport Head
 from gwcore._speedups.types cimport size_t, uint64_t
+from libc.stdint cimport int64_t
 
 cdef enum Method:            # llhttp's numbers
     M_DELETE = 0, M_GET = 1, M_HEAD = 2, M_POST = 3, M_PUT = 4, M_CONNECT = 5, M_OPTIONS = 6, M_TRACE = 7
@@ -13,6 +14,7 @@ cdef enum BodyKind:
 
 cdef int request_check(Head *h) noexcept nogil
 cdef int response_check(Head *h, bint to_head) noexcept nogil
+cdef int64_t keep_alive_ms(const Head *h) noexcept nogil
 cdef int response_body(const Head *h, bint to_head) noexcept nogil
 cdef int host_check(const char *at, size_t size) noexcept nogil
 cdef size_t host_normal(const char *at, size_t size, char *out) noexcept nogil

@@ -6,7 +6,7 @@ from libc.string cimport memchr, memcmp
 from gwcore._speedups.cllhttp cimport LLHTTP_REQUEST
 from gwcore._speedups.fields cimport (
     B_DIGIT, B_HEX, B_TARGET, B_TOKEN, B_VALUE, BYTE_CLASS, F_AUTHORIZATION, F_CONNECTION, F_CONTENT_LENGTH, F_DATE,
-    F_EXPECT, F_HOP_LAST, F_HOST, F_IDEMPOTENCY_KEY, F_MAX_FORWARDS, F_TE, F_TRANSFER_ENCODING, F_UPGRADE, F_VIA, F_X_FORWARDED_FOR,
+    F_EXPECT, F_HOP_LAST, F_HOST, F_IDEMPOTENCY_KEY, F_KEEP_ALIVE, F_MAX_FORWARDS, F_TE, F_TRANSFER_ENCODING, F_UPGRADE, F_VIA, F_X_FORWARDED_FOR,
     F_X_REAL_IP, F_X_REQUEST_ID, LOWER, all_bytes, same_word,
 )
 from gwcore._speedups.head cimport Field, Head, HeadLimits, field_end, head_feed, head_init
@@ -186,7 +186,7 @@ cdef int fields_check(Head *h) noexcept nogil:
     cdef bint close = False, keep = False
     h.chunked = h.has_length = h.expects_continue = h.te_trailers = h.wants_upgrade = h.has_date = h.has_key = h.has_authorization = 0
     h.length = h.max_forwards = -1
-    h.host_field = h.upgrade_field = h.id_field = h.xff_field = -1
+    h.host_field = h.upgrade_field = h.id_field = h.xff_field = h.keep_field = -1
     for i in range(h.n):
         f = &h.f[i]
         end = field_end(h, i)
@@ -210,6 +210,8 @@ cdef int fields_check(Head *h) noexcept nogil:
                     return rc
                 if rc:
                     bad_te = rc
+            elif f.id == F_KEEP_ALIVE:
+                h.keep_field = i
             elif f.id == F_UPGRADE:
                 h.upgrade_field = i if h.upgrade_field == -1 else -2
             elif f.id == F_TE and same_word(h.base + f.value, f.value_len, b"trailers", 8):
@@ -324,14 +326,32 @@ cdef int request_check(Head *h) noexcept nogil:
         return R_BAD_HOST
     if not h.absolute:
         h.authority, h.authority_len = f.value, f.value_len
-    elif not same_host(h.base + h.authority, h.authority_len, h.base + f.value, f.value_len):
+    elif not same_host(h.base + h.authority, h.authority_len, h.base + f.value, f.value_len,
+                       443 if h.authority - h.url == 8 else 80):
         return R_BAD_HOST
     return 0
 
 
-cdef bint same_host(const char *a, size_t n, const char *b, size_t m) noexcept nogil:
+cdef uint32_t port_of(const char *at, size_t *size, uint32_t usual) noexcept nogil:
+    """The port of a well-formed authority; size[0] becomes the length without it. None, or an empty one, is the scheme's own (RFC 3986 3.2.3)."""
+    cdef size_t n = size[0], i
+    cdef uint32_t port = 0
+    while n and BYTE_CLASS[<uint8_t>at[n - 1]] & B_DIGIT:
+        n -= 1
+    if n == 0 or at[n - 1] != c':':
+        return usual
+    for i in range(n, size[0]):
+        port = port * 10 + <uint32_t>(at[i] - 48)
+    if n == size[0]:
+        port = usual
+    size[0] = n - 1
+    return port
+
+
+cdef bint same_host(const char *a, size_t n, const char *b, size_t m, uint32_t usual) noexcept nogil:
+    """Do two authorities of a scheme, whose usual port is given, name the same place?"""
     cdef size_t i
-    if n != m:
+    if port_of(a, &n, usual) != port_of(b, &m, usual) or n != m:
         return False
     for i in range(n):
         if LOWER[<uint8_t>a[i]] != LOWER[<uint8_t>b[i]]:
@@ -370,6 +390,26 @@ cdef int response_body(const Head *h, bint to_head) noexcept nogil:
     if h.has_length:
         return BODY_LENGTH if h.length else BODY_NONE
     return BODY_CLOSE
+
+
+cdef int64_t keep_alive_ms(const Head *h) noexcept nogil:
+    """How long the peer lets this connection idle, by its own word (`Keep-Alive: timeout=N`), less a second, for our next request must not
+    cross its FIN; half a second when it grants no more than one. -1: it does not say."""
+    cdef const Field *f
+    cdef const char *item
+    cdef size_t pos = 0, n, i
+    cdef int64_t s = 0
+    if h.keep_field < 0:
+        return -1
+    f = &h.f[h.keep_field]
+    while True:
+        n = list_next(h.base + f.value, f.value_len, &pos, &item)
+        if n == 0:
+            return -1
+        if n > 8 and n <= 8 + 6 and same_word(item, 8, b"timeout=", 8) and all_bytes(item + 8, n - 8, B_DIGIT):
+            for i in range(8, n):
+                s = s * 10 + (item[i] - 48)
+            return (s - 1) * 1000 if s > 1 else s * 500
 
 
 cdef class RequestProbe:

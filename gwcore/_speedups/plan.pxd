@@ -72,7 +72,14 @@ cdef struct EndpointSpec:
     Str name                 # as written in the configuration
     uint8_t sockaddr[28]     # sockaddr_in or sockaddr_in6; unix sockets use path
     Str path                 # unix socket
+    Str tls_name             # what its certificate must be for, with a NUL; empty = not looked at
+    Str tls_sni              # the server name we ask for, with a NUL; empty = none
+    uint64_t identity        # connections of another are not reused: of the TLS
+    uint32_t tls_ip          # tls_name is an address
     uint32_t sockaddr_len    # 0 = the name does not resolve
+    uint8_t other[28]        # the same host by an address of the other family
+    uint32_t other_len       # 0 = it has none
+    uint32_t group           # the same number: addresses of one name; 0 = no name
     uint32_t weight
     uint32_t slot
 
@@ -87,6 +94,7 @@ cdef struct UpstreamSpec:
     uint32_t hash_bound_pct  # 125 = 1.25 times the mean
     uint32_t max_connections
     uint32_t max_idle
+    uint32_t min_idle
     uint32_t max_requests
     uint32_t idle_ms
     uint32_t max_age_ms
@@ -101,6 +109,8 @@ cdef struct UpstreamSpec:
     uint32_t proxy_protocol  # version of the PROXY header that new connections begin with; 0 = none
     uint32_t slow_start_ms
     uint32_t template_       # pool.granularity: template
+    uint32_t tls             # index of PlanHead.clients + 1; 0 = plain
+    uint32_t tls_ms
     Str principal            # lower case name of the field whose value is part of the template
 
 cdef struct Key:             # open addressing: (host, kind, path) -> first route
@@ -136,18 +146,27 @@ cdef struct TlsPolicy:       # what is chosen by a server name: certificates tha
     Array certs              # uint32 index of TlsSpec.certs
     uint8_t identity[32]     # no session of another identity is resumed
 
-cdef struct TlsSpec:         # of one listener
-    Array certs
-    Array policies           # the first one is for clients that name no server, or one that nobody knows
-    Array names              # HostKey, power of two; id is the policy's index + 1
+cdef struct TlsRules:        # texts end with a NUL that their length does not count
     Str ciphers
     Str suites               # of TLS 1.3
     Str groups
     Str alpn                 # as on the wire: length, name, ...
-    Str client_ca            # PEM; empty = no client certificates
-    Str client_crl           # PEM
     uint32_t min_version     # OpenSSL's numbers
     uint32_t max_version
+
+cdef struct TlsClientSpec:   # of one upstream
+    TlsRules rules
+    Str ca                   # PEM; empty = the system's
+    CertSpec cert            # ours, where one is wanted
+    uint32_t verify
+
+cdef struct TlsSpec:         # of one listener
+    TlsRules rules
+    Array certs
+    Array policies           # the first one is for clients that name no server, or one that nobody knows
+    Array names              # HostKey, power of two; id is the policy's index + 1
+    Str client_ca            # PEM; empty = no client certificates
+    Str client_crl           # PEM
     uint32_t client_auth     # 0 off, 1 optional, 2 required
     uint32_t client_depth
     uint32_t refuse_unknown  # names: an alert instead of the first policy
@@ -172,6 +191,7 @@ cdef struct PlanHead:
     Array trusted
     Array listeners
     Array tls
+    Array clients            # TlsClientSpec
     Array regexes            # uint32 route index
     Str via_line             # "Via: 1.1 name\r\n"
     Str via_name
@@ -226,6 +246,9 @@ cdef inline const EndpointSpec *plan_endpoint(const PlanHead *p, const UpstreamS
 
 cdef inline uint64_t key_mix(uint64_t path_hash, uint32_t host, uint32_t kind) noexcept nogil:
     return (path_hash ^ (<uint64_t>host * <uint64_t>0x1e3779b97f4a7c15) ^ kind) | 1
+
+cdef inline const TlsClientSpec *plan_client(const PlanHead *p, uint32_t i) noexcept nogil:
+    return <const TlsClientSpec *>(<const char *>p + p.clients.off) + i
 
 cdef inline const TlsSpec *plan_tls(const PlanHead *p, uint32_t i) noexcept nogil:
     return <const TlsSpec *>(<const char *>p + p.tls.off) + i

@@ -64,7 +64,7 @@ cdef bint plan_trusts(const PlanHead *p, const uint8_t *peer) noexcept nogil:
 SIZES = {"route": sizeof(Route), "upstream": sizeof(UpstreamSpec), "endpoint": sizeof(EndpointSpec), "key": sizeof(Key),
          "host": sizeof(HostKey), "host_info": sizeof(HostInfo), "cond": sizeof(Cond), "target": sizeof(Target), "edit": sizeof(HeaderEdit),
          "cidr": sizeof(Cidr), "u32": 4, "str": sizeof(Str), "listener": sizeof(ListenerSpec), "cert": sizeof(CertSpec), "policy": sizeof(TlsPolicy),
-         "tls": sizeof(TlsSpec), "head": sizeof(PlanHead)}
+         "tls": sizeof(TlsSpec), "client": sizeof(TlsClientSpec), "head": sizeof(PlanHead)}
 
 
 def host_hash(name: bytes, wildcard: bool) -> int:
@@ -131,7 +131,7 @@ cdef class PlanBuilder:
         cdef UpstreamSpec upstream
         cdef EndpointSpec endpoint
         cdef TlsPolicy policy
-        cdef bytes raw
+        cdef bytes raw, other
         if kind == "u32":
             (<uint32_t *>(self.mem + at))[0] = row
         elif kind == "route":
@@ -141,11 +141,12 @@ cdef class PlanBuilder:
             upstream = row
             (<UpstreamSpec *>(self.mem + at))[0] = upstream
         elif kind == "endpoint":
-            raw = row.pop("sockaddr_bytes")
+            raw, other = row.pop("sockaddr_bytes"), row.pop("other_bytes")
             memset(&endpoint, 0, sizeof(endpoint))
-            row["sockaddr"] = [0] * 28
+            row["sockaddr"] = row["other"] = [0] * 28
             endpoint = row
             memcpy(endpoint.sockaddr, <const char *>raw, min(len(raw), 28))
+            memcpy(endpoint.other, <const char *>other, min(len(other), 28))
             (<EndpointSpec *>(self.mem + at))[0] = endpoint
         elif kind == "key":
             (<Key *>(self.mem + at))[0] = <Key>row
@@ -166,6 +167,8 @@ cdef class PlanBuilder:
         elif kind == "policy":
             policy = row
             (<TlsPolicy *>(self.mem + at))[0] = policy
+        elif kind == "client":
+            (<TlsClientSpec *>(self.mem + at))[0] = <TlsClientSpec>row
         elif kind == "tls":
             (<TlsSpec *>(self.mem + at))[0] = <TlsSpec>row
         elif kind == "str":

@@ -7,12 +7,14 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
 from gwcore._speedups.buffer cimport bufs_close, bufs_init
-from gwcore._speedups.conn cimport C_POOLED, LISTENERS_MAX, Conn, LocalPlan, Worker
+from gwcore._speedups.conn cimport C_POOLED, LISTENERS_MAX, Conn, LocalPlan, Worker, worker_look
+from gwcore._speedups.connect cimport upstream_close
+from gwcore._speedups.copenssl cimport SSL_CTX, SSL_CTX_free
 from gwcore._speedups.ends cimport client_end
-from gwcore._speedups.attempt cimport pooled_close
 from gwcore._speedups.plan cimport ListenerSpec, PlanHead, Route, UpstreamSpec, plan_refused, plan_route, plan_text, plan_upstream
 from gwcore._speedups.reactor cimport (
-    Listener, Reactor, listener_add, listener_drop, reactor_clock, reactor_close, reactor_close_idle, reactor_crew, reactor_drain, reactor_open,
+    Listener, Reactor, clock_arm, listener_add, listener_drop, reactor_clock, reactor_close, reactor_close_idle, reactor_crew, reactor_drain,
+    reactor_open,
 )
 from gwcore._speedups.regex cimport Regex, regex_compile, regex_free
 from gwcore._speedups.ring cimport ring_close, ring_open, ring_swap_fd
@@ -22,6 +24,7 @@ from gwcore._speedups.splice cimport pipes_close
 from gwcore._speedups.story cimport X_TUNNEL, Exchange
 from gwcore._speedups.sys cimport MAP_FAILED, MAP_SHARED, PROT_READ, mmap, munmap
 from gwcore._speedups.tls cimport tls_io_close
+from gwcore._speedups.tlsclient cimport client_build
 from gwcore._speedups.tlsserver cimport TlsServer, server_build, server_free
 from gwcore._speedups.types cimport link_drop, size_t
 from gwcore._speedups.upstream cimport Endpoint, Upstream, endpoint_free, upstream_free, upstream_new, upstream_update
@@ -118,7 +121,8 @@ cdef class Plane:
         p.regexes = <Regex *>calloc(p.head.regexes.n + 1, sizeof(Regex))
         p.upstreams = <void **>calloc(p.head.upstreams.n + 1, sizeof(void *))
         p.servers = <TlsServer *>calloc(p.head.tls.n + 1, sizeof(TlsServer))
-        if p.regexes == NULL or p.upstreams == NULL or p.servers == NULL:
+        p.clients = <SSL_CTX **>calloc(p.head.clients.n + 1, sizeof(SSL_CTX *))
+        if p.regexes == NULL or p.upstreams == NULL or p.servers == NULL or p.clients == NULL:
             plan_free(p)
             raise MemoryError
         list = <const uint32_t *>(<const char *>p.head + p.head.regexes.off)
@@ -134,6 +138,11 @@ cdef class Plane:
             if not server_build(&p.servers[i], p.head, i, error, sizeof(error)):
                 plan_free(p)
                 raise ValueError(f"listeners: tls: {error.decode(errors='replace')}")
+        for i in range(p.head.clients.n):
+            p.clients[i] = client_build(p.head, i, error, sizeof(error))
+            if p.clients[i] == NULL:
+                plan_free(p)
+                raise ValueError(f"upstreams: tls: {error.decode(errors='replace')}")
         self.discard(version)
         self.prepared[version] = <uint64_t>p
 
@@ -169,7 +178,7 @@ cdef class Plane:
                 self.known = known
                 known[self.n_known] = u
                 self.n_known += 1
-            if not upstream_update(&self.r.w, u, p.head, spec, &self.gone):
+            if not upstream_update(&self.r.w, u, p.head, spec, p.clients[spec.tls - 1] if spec.tls else NULL, &self.gone):
                 raise MemoryError
             p.upstreams[i] = u
         del self.prepared[version]
@@ -188,6 +197,10 @@ cdef class Plane:
             self._listener(i)
         self._close_pooled(False)
         self.collect()
+        with nogil:                      # the tick opens what pool.min_idle wants
+            reactor_clock(&self.r.w)
+            worker_look(&self.r.w, 1)
+            clock_arm(&self.r.w)
 
     def collect(self) -> int:
         """Free plans, endpoints and upstreams that nothing uses any more; returns how many old plans are still in use."""
@@ -239,14 +252,14 @@ cdef class Plane:
         return 0
 
     cdef _close_pooled(self, bint everything):
-        """Close idle upstream connections of draining pools (or all)."""
+        """Close upstream connections that no request holds, of draining pools (or all)."""
         cdef Slab *s = &self.r.w.upstreams
         cdef uint32_t i
         cdef Conn *c
         for i in range(s.made):
             c = <Conn *>slab_at(s, i)
-            if c.item.live and c.state == C_POOLED and (everything or c.pooled.pool.draining):
-                pooled_close(&self.r.w, c, CLOSE_DRAIN)
+            if c.item.live and c.exchange == NULL and (everything or c.pooled.pool.draining):
+                upstream_close(&self.r.w, c, CLOSE_DRAIN)
 
     # ---- sockets and log ----
 
@@ -403,7 +416,11 @@ cdef void plan_free(LocalPlan *p) noexcept:
         for i in range(p.head.tls.n):
             server_free(&p.servers[i])
     free(p.regexes)
+    if p.clients != NULL:
+        for i in range(p.head.clients.n):
+            SSL_CTX_free(p.clients[i])
     free(p.servers)
+    free(p.clients)
     free(p.upstreams)
     munmap(<void *>p.head, p.bytes)
     free(p)

@@ -18,6 +18,7 @@ cdef struct Reactor:
 cdef bint reactor_open(Reactor *r) noexcept nogil
 cdef bint reactor_crew(Reactor *r, uint32_t threads, uint32_t limit) noexcept nogil
 cdef void reactor_close(Reactor *r) noexcept nogil
+cdef void clock_arm(Worker *w) noexcept nogil
 cdef void reactor_drain(Reactor *r) noexcept nogil
 cdef void reactor_clock(Worker *w) noexcept nogil
 cdef bint listener_add(Reactor *r, const char *address, uint32_t size, int fd) noexcept nogil

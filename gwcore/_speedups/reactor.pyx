@@ -18,7 +18,7 @@ from gwcore._speedups.handshake cimport handshake_due
 from gwcore._speedups.handshakes cimport crew_start, crew_stop
 from gwcore._speedups.plan cimport plan_trusts
 from gwcore._speedups.reasons cimport R_CONNECTION_LIMIT
-from gwcore._speedups.slab cimport slab_at
+from gwcore._speedups.slab cimport slab_at, slab_bytes
 from gwcore._speedups.sys cimport (
     CLOCK_MONOTONIC, CLOCK_REALTIME, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLL_CLOEXEC,
     EPOLL_CTL_ADD, EPOLL_CTL_MOD, SOCK_CLOEXEC, SOCK_NONBLOCK, TFD_CLOEXEC, TFD_NONBLOCK, TFD_TIMER_ABSTIME, accept4, clock_gettime, close,
@@ -28,6 +28,7 @@ from gwcore._speedups.sys cimport (
 from gwcore._speedups.timer cimport Timer, timer_init, wheel_advance, wheel_init, wheel_next_ms, wheel_pop
 from gwcore._speedups.types cimport Link, Node, link_append, link_drop, link_empty, link_init, link_push
 from gwcore._speedups.upstream cimport Upstream
+from gwcore._speedups.warm cimport warm_look
 
 cdef enum:
     EVENTS = 512
@@ -308,8 +309,8 @@ cdef void serve_rest(Reactor *r) noexcept nogil:
 
 
 cdef void tick(Reactor *r) noexcept nogil:
-    """Only while something waits: requests for a place in a pool that other workers fill too, other workers for one of ours; accepting that was
-    paused goes on when a twentieth of the descriptors is free again; connections held back by a full log are looked at again."""
+    """Only while something waits: requests for a place in a pool that other workers fill too, other workers for one of ours, endpoints for warm
+    connections; accepting that was paused goes on when a twentieth of the descriptors is free again; connections held back by a full log are looked at again."""
     cdef Worker *w = &r.w
     cdef Link *node
     while not link_empty(&w.held):
@@ -321,6 +322,7 @@ cdef void tick(Reactor *r) noexcept nogil:
     for i in range(w.plan.head.upstreams.n if w.plan != NULL else 0):
         u = <Upstream *>w.plan.upstreams[i]
         idle_give_way(w, u)
+        warm_look(w, u)
         if u.queue.n:
             ask_for_place(u)
             link_drop(&u.serve)
@@ -374,6 +376,7 @@ cdef void reactor_drain(Reactor *r) noexcept nogil:
         if (n < BUSY_EVENTS and link_empty(&w.runnable)) or w.now_us - start >= BUDGET_US:
             break
     w.lane.worker.buffer_bytes = w.bufs.used_bytes
+    w.lane.worker.held_bytes = w.bufs.held_bytes + slab_bytes(&w.clients) + slab_bytes(&w.upstreams) + slab_bytes(&w.exchanges)
     clock_arm(w)
 
 

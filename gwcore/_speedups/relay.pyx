@@ -1,6 +1,6 @@
 """The way of a request to its upstream and of the answer back: attempts, bodies in both directions, back-pressure."""
 from libc.stddef cimport size_t
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memchr
 from gwcore._speedups.attempt cimport attempt_queue, attempt_release, attempt_take
 from gwcore._speedups.body cimport body_end_response, body_request, body_response
@@ -11,7 +11,8 @@ from gwcore._speedups.conn cimport Conn, Worker, conn_again, conn_arm, conn_read
 from gwcore._speedups.forward cimport forward_interim, forward_response
 from gwcore._speedups.head cimport Head, HeadLimits, head_feed, head_init
 from gwcore._speedups.histogram cimport histogram_cell
-from gwcore._speedups.http1 cimport BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, M_HEAD, response_body, response_check
+from gwcore._speedups.http1 cimport BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, M_HEAD, keep_alive_ms, response_body, response_check
+from gwcore._speedups.idle cimport idle_peer_closed
 from gwcore._speedups.outlist cimport out_add, out_reset, out_store
 from gwcore._speedups.proxyproto cimport proxy_write
 from gwcore._speedups.reasons cimport (
@@ -30,6 +31,7 @@ cdef enum:
     READS_A_TURN = 8         # of one connection, before others get their turn
     INTERIMS_MAX = 8
     READ_LEAST = 4096
+    STALE_US = 1000000       # closed so soon after the request: it was about to close anyway
 
 cdef double EWMA_SHARE = 0.1     # of the newest answer in an endpoint's latency
 
@@ -82,7 +84,7 @@ cdef void send_replay(Worker *w, Exchange *x) noexcept nogil:
     cdef size_t used = 0
     cdef int rc
     out_reset(&w.out)
-    if x.upstream.proxy_protocol and not x.reused:
+    if x.upstream.proxy_protocol and not x.reused and x.up.tls.ssl == NULL:
         proxy_write(c, &w.out, x.upstream.proxy_protocol)
     while b != NULL:
         out_add(&w.out, buf_bytes(b), b.len)
@@ -246,6 +248,8 @@ cdef void upstream_ended(Worker *w, Exchange *x, bint clean) noexcept nogil:
     """FIN (clean) or an error from the upstream."""
     cdef int rc
     if x.phase == X_SENT:
+        if not x.got_bytes and x.reused and w.now_us - x.start_us < STALE_US:
+            idle_peer_closed(&x.up.pooled, w.now_ms)
         if not x.got_bytes and x.reused and not x.stale_used and x.upstream.stale_retry and x.idempotent and not x.replay_lost \
                 and x.request_body != REQ_DISCARD:
             # it closed the idle connection while our request was on its way (RFC 9112 9.3.1)
@@ -331,6 +335,8 @@ cdef void response_head(Worker *w, Exchange *x, const char *at, size_t size, siz
         chunked_init(&x.response_chunks, x.plan.head.chunk_ext_bytes, x.plan.head.trailer_bytes)
     if x.request_body != REQ_DISCARD:
         x.upstream_keep = h.keep_alive and x.response_kind != BODY_CLOSE and not (h.status == 204 and (h.has_length or h.chunked))
+    if h.keep_field >= 0 and x.upstream_keep:
+        idle_granted(x, keep_alive_ms(h))
     if (x.response_kind == BODY_CHUNKED or x.response_kind == BODY_CLOSE) and x.http10:
         x.keep_alive = 0
     if w.draining:
@@ -343,6 +349,14 @@ cdef void response_head(Worker *w, Exchange *x, const char *at, size_t size, siz
     out_reset(&w.out)
     forward_response(w, x, h, &w.out, close)
     response_body_on(w, x, x.up, at + h.size, size - h.size)
+
+
+cdef void idle_granted(Exchange *x, int64_t ms) noexcept nogil:
+    """What the upstream said of its connection's idle life; 0 is none."""
+    if ms == 0:
+        x.upstream_keep = 0
+    elif ms > 0:
+        x.up.pooled.hint_ms = <uint32_t>ms
 
 
 cdef void response_body_on(Worker *w, Exchange *x, Conn *u, const char *at, size_t size) noexcept nogil:

@@ -26,14 +26,23 @@ cdef struct UpstreamCell:
     uint64_t queue_full
     uint64_t queue_timeout
     uint64_t retries
+    uint64_t tls_full        # handshakes with it
+    uint64_t tls_resumed
+    uint64_t warmed          # of opens: ahead of need, for pool.min_idle
+    uint64_t raced           # of opens: beside another to the same name
+    uint64_t rtt_n           # round trips as the kernel measured them, taken when a connection came up and when it closed
+    uint64_t rtt_us          # sum
+    uint64_t rtt_square_us   # sum of squares
+    uint64_t rtt_var_us      # sum of the kernel's mean deviations
     uint64_t closed[11]
     uint64_t sum_us
+    uint64_t wait_us         # sum of the waits in the queue
+    uint32_t waits[161]      # histogram of them, one for each request that waited
     uint32_t waiting         # gauges
     uint32_t in_use
     uint32_t idle
     uint32_t connecting
     uint32_t seconds[161]    # histogram to the response head
-    uint32_t unused
 
 cdef struct WorkerCell:
     uint64_t accepted
@@ -52,6 +61,8 @@ cdef struct WorkerCell:
     uint64_t upstream_connections
     uint64_t buffer_bytes
     uint64_t tunnels
+    uint64_t tls_bytes       # of TLS sessions
+    uint64_t held_bytes      # what slabs and buffers have from the system, used or not
 
 cdef struct TlsCell:
     uint64_t full[2]         # handshakes: TLS 1.2, 1.3

@@ -122,6 +122,7 @@ cdef class Segment:
         lane = segment_lane(self.mem, worker)
         lane.worker.tunnels = lane.worker.connections = lane.worker.exchanges = lane.worker.upstream_connections = lane.worker.buffer_bytes = 0
         lane.tls.sessions = 0
+        lane.worker.tls_bytes = lane.worker.held_bytes = 0
         for i in range(UPSTREAM_CELLS):
             lane.upstreams[i].waiting = lane.upstreams[i].in_use = lane.upstreams[i].idle = lane.upstreams[i].connecting = 0
         for i in range(ENDPOINT_CELLS):
@@ -139,6 +140,11 @@ cdef class Segment:
         if not 0 <= worker < self.mem.workers:
             raise IndexError(worker)
         return worker_figures(self, worker)
+
+    def upstream_opens(self) -> dict[str, int]:
+        """Connections opened so far, by upstream; cheap enough to be asked every second."""
+        return {name: sum([segment_lane(self.mem, w).upstreams[slot].opens for w in range(self.mem.workers)])
+                for name, slot in self.names["upstream"].items()}
 
     def snapshot(self) -> dict:
         """All figures, added up over the workers."""
@@ -219,18 +225,26 @@ cdef dict upstream_figures(Segment self, uint32_t slot):
     cdef UpstreamCell *c
     cdef uint32_t w, i
     cdef uint32_t cells[HIST_CELLS]
-    cdef uint64_t sum_us = 0
+    cdef uint32_t waits[HIST_CELLS]
+    cdef uint64_t sum_us = 0, wait_us = 0
     memset(cells, 0, sizeof(cells))
-    out = dict.fromkeys(("opens", "reuses", "queue_full", "queue_timeout", "retries", "waiting", "in_use", "idle", "connecting"), 0)
+    memset(waits, 0, sizeof(waits))
+    out = dict.fromkeys(("opens", "warmed", "raced", "reuses", "queue_full", "queue_timeout", "retries", "tls_full", "tls_resumed", "waiting", "in_use", "idle", "connecting"), 0)
+    rtt = {"count": 0, "sum": 0.0, "squares": 0.0, "variation": 0.0}
     closed = dict.fromkeys(CLOSE_WORDS, 0)
     for w in range(self.mem.workers):
         c = &segment_lane(self.mem, w).upstreams[slot]
         for key, n in (("opens", c.opens), ("reuses", c.reuses), ("queue_full", c.queue_full), ("queue_timeout", c.queue_timeout),
-                       ("retries", c.retries), ("waiting", c.waiting), ("in_use", c.in_use), ("idle", c.idle), ("connecting", c.connecting)):
+                       ("retries", c.retries), ("tls_full", c.tls_full), ("tls_resumed", c.tls_resumed), ("waiting", c.waiting), ("in_use", c.in_use), ("idle", c.idle), ("connecting", c.connecting),
+                       ("warmed", c.warmed), ("raced", c.raced)):
             out[key] += n
+        for key, value in (("count", c.rtt_n), ("sum", c.rtt_us / 1e6), ("squares", c.rtt_square_us / 1e12), ("variation", c.rtt_var_us / 1e6)):
+            rtt[key] += value
         for i in range(CLOSE_REASONS):
             closed[CLOSE_WORDS[i]] += c.closed[i]
         for i in range(HIST_CELLS):
             cells[i] += c.seconds[i]
+            waits[i] += c.waits[i]
         sum_us += c.sum_us
-    return dict(out, closed=closed, seconds=seconds(cells, sum_us))
+        wait_us += c.wait_us
+    return dict(out, closed=closed, seconds=seconds(cells, sum_us), queue_seconds=seconds(waits, wait_us), rtt=rtt)

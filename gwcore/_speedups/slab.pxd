@@ -22,6 +22,10 @@ cdef enum:
 cdef inline void *slab_at(const Slab *s, uint32_t slot) noexcept nogil:
     return s.chunk[slot // SLAB_CHUNK_ITEMS] + <size_t>(slot % SLAB_CHUNK_ITEMS) * s.item_bytes
 
+cdef inline uint64_t slab_bytes(const Slab *s) noexcept nogil:
+    """What it has from the system."""
+    return <uint64_t>s.made * s.item_bytes
+
 cdef inline uint64_t slab_handle(const SlabItem *item) noexcept nogil:
     return <uint64_t>item.gen << 32 | item.slot
 

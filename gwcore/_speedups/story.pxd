@@ -28,6 +28,7 @@ cdef struct Exchange:
     uint32_t waiter_owner    # must follow the waiter: see waiter_exchange
     Conn *client
     Conn *up                 # NULL while none is held
+    Conn *rival              # being made beside `up`, to another address of the same name; NULL = none
     LocalPlan *plan
     const Route *route
     Upstream *upstream
@@ -88,6 +89,7 @@ cdef struct Exchange:
     uint8_t interims         # 1xx passed on
     uint8_t attempts
     uint8_t stale_used
+    uint8_t raced            # this attempt has tried another address of the name
     uint8_t upstream_keep    # the upstream lets its connection live
     uint8_t got_bytes        # something of the answer came
     uint8_t te_trailers

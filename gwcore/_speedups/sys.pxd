@@ -42,7 +42,10 @@ cdef extern from "<arpa/inet.h>" nogil:
     int inet_pton(int family, const char *text, void *out)
 
 cdef extern from "<netinet/tcp.h>" nogil:
-    enum: TCP_NODELAY, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT
+    enum: TCP_NODELAY, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT, TCP_INFO
+    cdef struct tcp_info:
+        uint32_t tcpi_rtt        # microseconds
+        uint32_t tcpi_rttvar
 
 cdef extern from "<sys/socket.h>" nogil:
     cdef struct msghdr:
@@ -77,6 +80,10 @@ cdef extern from "<fcntl.h>" nogil:
     unsigned int SPLICE_F_MOVE, SPLICE_F_NONBLOCK
     ssize_t splice(int source, off_t *source_off, int to, off_t *to_off, size_t size, unsigned int flags)
     int fcntl(int fd, int cmd, ...)
+
+cdef extern from "<sys/ioctl.h>" nogil:
+    enum: FIONREAD
+    int ioctl(int fd, unsigned long what, void *value)
 
 cdef extern from "<sys/epoll.h>" nogil:
     ctypedef union epoll_data_t:

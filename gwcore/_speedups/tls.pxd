@@ -28,6 +28,7 @@ cdef struct Tls:             # part of a connection; all zero = plain
     Buf *sealed              # ciphertext that came and was not opened yet
     Buf *who                 # lines for the upstream that name the client by its certificate; NULL = it has none
     void *server             # TlsServer * while the handshake runs; it belongs to a plan that the connection holds
+    void *sessions           # Sessions * of the endpoint, on the upstream side
     uint64_t name_hash       # of the server name that the client asked for, lower case; 0 = none
     uint32_t flow            # bytes sealed since the last pause
     uint32_t flow_s          # when, in seconds

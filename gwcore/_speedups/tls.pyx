@@ -12,7 +12,7 @@ from gwcore._speedups.copenssl cimport (
     BIO_meth_set_read, BIO_meth_set_write, BIO_new, BIO_set_data, BIO_set_init, BIO_set_retry_read, BIO_set_retry_write, ERR_GET_LIB,
     ERR_GET_REASON, ERR_LIB_SSL, ERR_clear_error, ERR_peek_error, SSL_ERROR_WANT_READ, SSL_ERROR_WANT_WRITE, SSL_ERROR_ZERO_RETURN,
     SSL_R_CERTIFICATE_VERIFY_FAILED, SSL_R_PEER_DID_NOT_RETURN_A_CERTIFICATE, SSL_CIPHER_get_name, SSL_do_handshake, SSL_free, SSL_get_current_cipher, SSL_get_error, SSL_get_version,
-    SSL_has_pending, SSL_new, SSL_read, SSL_session_reused, SSL_set_accept_state, SSL_set_bio, SSL_set_connect_state, SSL_set_ex_data,
+    SSL_has_pending, SSL_new, SSL_RECEIVED_SHUTDOWN, SSL_SENT_SHUTDOWN, SSL_read, SSL_session_reused, SSL_set_accept_state, SSL_set_bio, SSL_set_connect_state, SSL_set_ex_data, SSL_set_shutdown,
     SSL_shutdown, SSL_write,
 )
 from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK
@@ -173,6 +173,8 @@ cdef const char *tls_cipher(const Tls *t) noexcept nogil:
 cdef void tls_end(Tls *t) noexcept nogil:
     """Free the session; twice is harmless. What t.sealed and t.server refer to are the caller's to give back."""
     if t.ssl != NULL:
+        if t.error == 0:                                 # or OpenSSL takes an end without ceremony for a reason never to resume the session
+            SSL_set_shutdown(t.ssl, SSL_SENT_SHUTDOWN | SSL_RECEIVED_SHUTDOWN)
         SSL_free(t.ssl)
         t.ssl = NULL
     t.due = 0

@@ -7,20 +7,17 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy
 
 from gwcore._speedups.copenssl cimport (
-    BIO, BIO_free, BIO_new, BIO_new_mem_buf, BIO_read, BIO_s_mem, ERR_clear_error, ERR_peek_error, ERR_reason_error_string, EVP_Digest, EVP_PKEY, EVP_PKEY_free,
-    EVP_sha256, OPENSSL_malloc, PEM_read_bio_PrivateKey, PEM_read_bio_X509, PEM_read_bio_X509_CRL, SSL,
-    SSL_AD_UNRECOGNIZED_NAME, SSL_CLIENT_HELLO_ERROR, SSL_CLIENT_HELLO_SUCCESS, SSL_CTX, SSL_CTX_add1_chain_cert, SSL_CTX_add_client_CA,
-    SSL_CTX_free, SSL_CTX_get_cert_store, SSL_CTX_new, SSL_CTX_set1_groups_list, SSL_CTX_set_alpn_select_cb, SSL_CTX_set_cipher_list,
-    SSL_CTX_set_ciphersuites, SSL_CTX_set_client_hello_cb, SSL_CTX_set_max_proto_version, SSL_CTX_set_min_proto_version,
-    SSL_CTX_set_mode, SSL_CTX_set_num_tickets, SSL_CTX_set_options, SSL_CTX_set_read_ahead, SSL_CTX_set_session_cache_mode,
-    SSL_CTX_set_timeout, SSL_CTX_set_tlsext_status_cb, SSL_CTX_set_verify, SSL_CTX_set_verify_depth,
-    SSL_CTX_use_PrivateKey, SSL_CTX_use_certificate, SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER, SSL_MODE_RELEASE_BUFFERS,
-    SSL_OP_CIPHER_SERVER_PREFERENCE, SSL_OP_NO_COMPRESSION, SSL_OP_NO_RENEGOTIATION, SSL_OP_NO_TICKET, SSL_OP_PRIORITIZE_CHACHA,
-    SSL_SESS_CACHE_OFF, SSL_TLSEXT_ERR_ALERT_FATAL, SSL_TLSEXT_ERR_NOACK, SSL_TLSEXT_ERR_OK, SSL_VERIFY_FAIL_IF_NO_PEER_CERT,
-    SSL_CIPHER_get_protocol_id, SSL_VERIFY_PEER, SSL_client_hello_get0_ext, SSL_get_current_cipher,
-    SSL_get0_peer_certificate, SSL_get_ex_data, SSL_get_negotiated_group, SSL_version, TLS1_3_VERSION, NID_X25519, NID_X9_62_prime256v1, NID_secp384r1, SSL_set_SSL_CTX, SSL_set_session_id_context,
-    SSL_set_tlsext_status_ocsp_resp, TLSEXT_TYPE_server_name, TLS_server_method, X509, X509_CRL, X509_CRL_free, X509_STORE_add_cert,
-    X509_STORE_add_crl, X509_STORE_set_flags, X509_V_FLAG_CRL_CHECK, X509_V_FLAG_CRL_CHECK_ALL, X509_NAME_print_ex, X509_cmp_current_time, X509_digest, X509_free, X509_get0_notAfter,
+    TLS1_3_VERSION,    BIO, BIO_free, BIO_new, BIO_new_mem_buf, BIO_read, BIO_s_mem, ERR_clear_error, EVP_Digest, EVP_sha256, NID_X25519,
+    NID_X9_62_prime256v1, NID_secp384r1, OPENSSL_malloc, PEM_read_bio_X509_CRL, SSL, SSL_AD_UNRECOGNIZED_NAME,
+    SSL_CIPHER_get_protocol_id, SSL_CLIENT_HELLO_ERROR, SSL_CLIENT_HELLO_SUCCESS, SSL_CTX, SSL_CTX_free, SSL_CTX_get_cert_store,
+    SSL_CTX_new, SSL_CTX_set_alpn_select_cb, SSL_CTX_set_client_hello_cb, SSL_CTX_set_num_tickets, SSL_CTX_set_options,
+    SSL_CTX_set_session_cache_mode, SSL_CTX_set_timeout, SSL_CTX_set_tlsext_status_cb, SSL_CTX_set_verify,
+    SSL_CTX_set_verify_depth, SSL_OP_CIPHER_SERVER_PREFERENCE, SSL_OP_NO_TICKET, SSL_OP_PRIORITIZE_CHACHA, SSL_SESS_CACHE_OFF,
+    SSL_TLSEXT_ERR_ALERT_FATAL, SSL_TLSEXT_ERR_NOACK, SSL_TLSEXT_ERR_OK, SSL_VERIFY_FAIL_IF_NO_PEER_CERT, SSL_VERIFY_PEER,
+    SSL_client_hello_get0_ext, SSL_get0_peer_certificate, SSL_get_current_cipher, SSL_get_ex_data, SSL_get_negotiated_group,
+    SSL_set_SSL_CTX, SSL_set_session_id_context, SSL_set_tlsext_status_ocsp_resp, SSL_version, TLSEXT_TYPE_server_name,
+    TLS_server_method, X509, X509_CRL, X509_CRL_free, X509_NAME_print_ex, X509_STORE_add_crl, X509_STORE_set_flags,
+    X509_V_FLAG_CRL_CHECK, X509_V_FLAG_CRL_CHECK_ALL, X509_cmp_current_time, X509_digest, X509_get0_notAfter,
     X509_get_subject_name, XN_FLAG_RFC2253,
 )
 from gwcore._speedups.fields cimport LOWER
@@ -28,6 +25,7 @@ from gwcore._speedups.histogram cimport histogram_cell
 from gwcore._speedups.plan cimport CertSpec, Str, TlsPolicy, hash_bytes, name_id, plan_text, plan_tls
 from gwcore._speedups.shm cimport TlsCell
 from gwcore._speedups.tickets cimport tickets_attach
+from gwcore._speedups.tlscontext cimport context_authorities, context_cert, context_common, said
 
 cdef enum:
     NAME_MOST = 253          # of a host name (RFC 1035)
@@ -85,9 +83,9 @@ cdef int on_hello(SSL *ssl, int *alert, void *arg) noexcept nogil:
 cdef int on_alpn(SSL *ssl, const unsigned char **out, unsigned char *out_len, const unsigned char *offered, unsigned int n, void *arg) noexcept nogil:
     """The first of ours that the client offers; none in common is an alert (RFC 7301 3.2)."""
     cdef TlsServer *s = <TlsServer *>arg
-    cdef const char *ours = plan_text(s.plan, s.spec.alpn)
+    cdef const char *ours = plan_text(s.plan, s.spec.rules.alpn)
     cdef uint32_t i = 0, k
-    while i < s.spec.alpn.len:
+    while i < s.spec.rules.alpn.len:
         k = 0
         while k < n:
             if offered[k] == <uint8_t>ours[i] and memcmp(offered + k + 1, ours + i + 1, offered[k]) == 0:
@@ -204,60 +202,12 @@ cdef void server_count(TlsServer *s, const Tls *t, uint64_t us) noexcept nogil:
 
 # ---- making contexts ----------------------------------------------------------------------------------------------
 
-cdef bint said(char *why, size_t size, const char *what) noexcept nogil:
-    cdef const char *detail = ERR_reason_error_string(ERR_peek_error())
-    if detail == NULL:
-        detail = b"refused"
-    snprintf(why, size, b"%s: %s", what, detail)
-    ERR_clear_error()
-    return False
-
-
-cdef int no_password(char *into, int size, int writing, void *arg) noexcept nogil:
-    return -1                                            # or OpenSSL asks the terminal
-
-
-cdef bint context_cert(SSL_CTX *c, const TlsServer *s, const CertSpec *spec, char *why, size_t size) noexcept nogil:
-    cdef BIO *b = BIO_new_mem_buf(plan_text(s.plan, spec.chain), <int>spec.chain.len)
-    cdef X509 *x = PEM_read_bio_X509(b, NULL, NULL, NULL)
-    cdef EVP_PKEY *k
-    cdef bint good = x != NULL and SSL_CTX_use_certificate(c, x) == 1
-    X509_free(x)
-    while good:
-        x = PEM_read_bio_X509(b, NULL, NULL, NULL)
-        if x == NULL:
-            break
-        good = SSL_CTX_add1_chain_cert(c, x) == 1
-        X509_free(x)
-    BIO_free(b)
-    if not good:
-        return said(why, size, b"certificate")
-    ERR_clear_error()                                    # the end of the file
-    b = BIO_new_mem_buf(plan_text(s.plan, spec.key), <int>spec.key.len)
-    k = PEM_read_bio_PrivateKey(b, NULL, no_password, NULL)
-    good = k != NULL and SSL_CTX_use_PrivateKey(c, k) == 1
-    EVP_PKEY_free(k)
-    BIO_free(b)
-    return good or said(why, size, b"key")
-
-
 cdef bint context_clients(SSL_CTX *c, const TlsServer *s, char *why, size_t size) noexcept nogil:
     """Ask for client certificates."""
-    cdef BIO *b = BIO_new_mem_buf(plan_text(s.plan, s.spec.client_ca), <int>s.spec.client_ca.len)
-    cdef X509 *x
+    cdef BIO *b
     cdef X509_CRL *l
-    cdef int n = 0
-    while True:
-        x = PEM_read_bio_X509(b, NULL, NULL, NULL)
-        if x == NULL:
-            break
-        n += 1
-        X509_STORE_add_cert(SSL_CTX_get_cert_store(c), x)
-        SSL_CTX_add_client_CA(c, x)
-        X509_free(x)
-    BIO_free(b)
-    ERR_clear_error()
-    if n == 0:
+    cdef int n
+    if context_authorities(c, s.plan, s.spec.client_ca, True) == 0:
         return said(why, size, b"client_auth.ca holds no certificate")
     if s.spec.client_crl.len:
         b = BIO_new_mem_buf(plan_text(s.plan, s.spec.client_crl), <int>s.spec.client_crl.len)
@@ -282,9 +232,9 @@ cdef bint context_clients(SSL_CTX *c, const TlsServer *s, char *why, size_t size
 cdef bint context_rules(SSL_CTX *c, TlsServer *s, char *why, size_t size) noexcept nogil:
     """Everything but certificates."""
     cdef const TlsSpec *t = s.spec
-    SSL_CTX_set_mode(c, SSL_MODE_RELEASE_BUFFERS | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER)
-    SSL_CTX_set_read_ahead(c, 1)
-    SSL_CTX_set_options(c, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION | SSL_OP_CIPHER_SERVER_PREFERENCE | SSL_OP_PRIORITIZE_CHACHA)
+    if not context_common(c, s.plan, &t.rules, why, size):
+        return False
+    SSL_CTX_set_options(c, SSL_OP_CIPHER_SERVER_PREFERENCE | SSL_OP_PRIORITIZE_CHACHA)
     SSL_CTX_set_session_cache_mode(c, SSL_SESS_CACHE_OFF)
     SSL_CTX_set_timeout(c, t.lifetime_s)
     SSL_CTX_set_num_tickets(c, 1 if t.tickets else 0)
@@ -292,14 +242,6 @@ cdef bint context_rules(SSL_CTX *c, TlsServer *s, char *why, size_t size) noexce
         tickets_attach(c)
     else:
         SSL_CTX_set_options(c, SSL_OP_NO_TICKET)
-    if SSL_CTX_set_min_proto_version(c, <int>t.min_version) != 1 or SSL_CTX_set_max_proto_version(c, <int>t.max_version) != 1:
-        return said(why, size, b"versions")
-    if t.ciphers.len and SSL_CTX_set_cipher_list(c, plan_text(s.plan, t.ciphers)) != 1:
-        return said(why, size, b"ciphers")
-    if t.suites.len and SSL_CTX_set_ciphersuites(c, plan_text(s.plan, t.suites)) != 1:
-        return said(why, size, b"ciphersuites")
-    if SSL_CTX_set1_groups_list(c, plan_text(s.plan, t.groups)) != 1:
-        return said(why, size, b"groups")
     SSL_CTX_set_client_hello_cb(c, on_hello, s)
     SSL_CTX_set_alpn_select_cb(c, on_alpn, s)
     SSL_CTX_set_tlsext_status_cb(c, on_status)
@@ -326,7 +268,7 @@ cdef bint server_build(TlsServer *s, const PlanHead *p, uint32_t i, char *why, s
         policy = <const TlsPolicy *>(<const char *>p + s.spec.policies.off) + k
         list = <const uint32_t *>(<const char *>p + policy.certs.off)
         for n in range(policy.certs.n):
-            if not context_cert(s.contexts[k], s, <const CertSpec *>(<const char *>p + s.spec.certs.off) + list[n], why, size):
+            if not context_cert(s.contexts[k], p, <const CertSpec *>(<const char *>p + s.spec.certs.off) + list[n], why, size):
                 return False
     return True
 

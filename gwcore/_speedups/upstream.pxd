@@ -2,6 +2,8 @@
 from gwcore._speedups.plan cimport EndpointSpec, PlanHead, UpstreamSpec
 from gwcore._speedups.shm cimport UpstreamCell
 from gwcore._speedups.conn cimport Conn, Worker
+from gwcore._speedups.copenssl cimport SSL_CTX
+from gwcore._speedups.tlsclient cimport Sessions
 from gwcore._speedups.types cimport Link, size_t, uint32_t, uint64_t
 from gwcore.pool cimport PoolCore, PoolItem, WaitQueue
 from libc.stdint cimport uint8_t
@@ -9,10 +11,23 @@ from libc.stdint cimport uint8_t
 cdef struct Endpoint:
     PoolCore pool
     Upstream *upstream
+    uint64_t identity        # of its TLS; another one is another endpoint
+    char tls_name[256]       # empty = not verified by name
+    char tls_sni[256]
+    bint tls_ip              # tls_name is an address
+    Sessions sessions
     char name[128]           # identity, "address" of the configuration
     uint32_t name_len
     uint8_t sockaddr[128]
     uint32_t sockaddr_len    # 0 = does not resolve
+    uint8_t other[28]        # the same host by an address of the other family
+    uint32_t other_len       # 0 = none
+    uint32_t group           # siblings, the addresses of one name, have the same number; 0 = no name
+    bint other_first         # by that way it was reached last
+    uint32_t warming         # connections being made ahead of need
+    uint32_t warm_failures   # in a row
+    uint64_t warm_failed_ms  # last time
+    uint64_t warm_due_ms     # not before
     uint32_t weight
     uint32_t in_flight       # exchanges of this worker
     double spread            # smooth weighted round robin: current weight
@@ -35,6 +50,8 @@ cdef struct Upstream:
     uint32_t hash_bound_pct
     uint32_t queue_ms
     uint32_t connect_ms
+    uint32_t tls_ms
+    SSL_CTX *client          # of the current plan; NULL = plain
     uint32_t write_ms
     uint32_t stale_retry
     uint32_t proxy_protocol
@@ -46,7 +63,11 @@ cdef struct Upstream:
 
 cdef Endpoint *balance_pick(Worker *w, Upstream *u, uint64_t hash, const Endpoint *avoid, uint64_t now_ms) noexcept nogil
 cdef Upstream *upstream_new(Worker *w, const PlanHead *p, const UpstreamSpec *spec) noexcept nogil
-cdef bint upstream_update(Worker *w, Upstream *u, const PlanHead *p, const UpstreamSpec *spec, Endpoint **gone) noexcept nogil
+cdef bint upstream_update(Worker *w, Upstream *u, const PlanHead *p, const UpstreamSpec *spec, SSL_CTX *client, Endpoint **gone) noexcept nogil
 cdef void endpoint_free(Endpoint *e) noexcept nogil
 cdef void upstream_free(Upstream *u) noexcept nogil
 cdef bint endpoint_has_room(const Endpoint *e) noexcept nogil
+
+cdef inline bint endpoint_short(const Endpoint *e) noexcept nogil:
+    """Are fewer connections warm than pool.min_idle wants?"""
+    return e.pool.n_idle + e.warming < e.pool.min_idle and not e.pool.draining

@@ -9,10 +9,11 @@ from libc.string cimport memcmp, memcpy, memset
 
 from gwcore._speedups.conn cimport Worker, random_next
 from gwcore._speedups.plan cimport (
-    BALANCE_EWMA, BALANCE_HASH, BALANCE_RANDOM, BALANCE_ROUND_ROBIN, EndpointSpec, PlanHead, UpstreamSpec, hash_bytes, plan_endpoint, plan_text,
+    BALANCE_EWMA, BALANCE_HASH, BALANCE_RANDOM, BALANCE_ROUND_ROBIN, EndpointSpec, PlanHead, UpstreamSpec, Str, hash_bytes, plan_endpoint, plan_text,
 )
 from gwcore._speedups.sys cimport AF_UNIX
-from gwcore._speedups.types cimport link_init
+from gwcore._speedups.tlsclient cimport sessions_drop
+from gwcore._speedups.types cimport link_init, size_t
 from gwcore.pool cimport pool_free, pool_has_place, pool_init, pool_templates, waiters_init
 
 
@@ -133,6 +134,11 @@ cdef Endpoint *balance_pick(Worker *w, Upstream *u, uint64_t hash, const Endpoin
 
 # ---- from plan to plan --------------------------------------------------------------------------------------------
 
+cdef uint32_t share_of(uint32_t whole, uint32_t place, uint32_t workers) noexcept nogil:
+    """Of a number that all workers keep together. Who has one more differs from endpoint to endpoint."""
+    return whole // workers + (place % workers < whole % workers)
+
+
 cdef void endpoint_update(Worker *w, Endpoint *e, const PlanHead *p, const UpstreamSpec *u, const EndpointSpec *spec) noexcept nogil:
     memset(e.sockaddr, 0, sizeof(e.sockaddr))
     if spec.path.len:
@@ -142,9 +148,18 @@ cdef void endpoint_update(Worker *w, Endpoint *e, const PlanHead *p, const Upstr
     else:
         memcpy(e.sockaddr, spec.sockaddr, 28)
         e.sockaddr_len = spec.sockaddr_len
+    if e.other_len != spec.other_len or memcmp(e.other, spec.other, sizeof(e.other)) != 0:
+        e.other_first = False
+    e.other_len = spec.other_len
+    memcpy(e.other, spec.other, sizeof(e.other))
+    e.group = spec.group
+    text_copy(e.tls_name, sizeof(e.tls_name), p, spec.tls_name)
+    text_copy(e.tls_sni, sizeof(e.tls_sni), p, spec.tls_sni)
+    e.tls_ip = spec.tls_ip
     e.weight = spec.weight
     e.pool.max_connections = u.max_connections
     e.pool.max_idle = u.max_idle
+    e.pool.min_idle = share_of(u.min_idle, w.number + spec.slot, w.segment.workers)
     e.pool.max_requests = u.max_requests
     e.pool.idle_ms = u.idle_ms
     e.pool.max_age_ms = u.max_age_ms
@@ -161,6 +176,13 @@ cdef void endpoint_update(Worker *w, Endpoint *e, const PlanHead *p, const Upstr
 ctypedef unsigned short uint16_t_
 
 
+cdef void text_copy(char *out, size_t room, const PlanHead *p, Str text) noexcept nogil:
+    """A text with its NUL; compile sees that it fits."""
+    cdef size_t n = text.len if text.len < room else room - 1
+    memcpy(out, plan_text(p, text), n)
+    out[n] = 0
+
+
 cdef Upstream *upstream_new(Worker *w, const PlanHead *p, const UpstreamSpec *spec) noexcept nogil:
     """An upstream without endpoints yet; upstream_update gives it those. NULL when memory is out."""
     cdef Upstream *u = <Upstream *>calloc(1, sizeof(Upstream))
@@ -173,7 +195,7 @@ cdef Upstream *upstream_new(Worker *w, const PlanHead *p, const UpstreamSpec *sp
     return u
 
 
-cdef bint upstream_update(Worker *w, Upstream *u, const PlanHead *p, const UpstreamSpec *spec, Endpoint **gone) noexcept nogil:
+cdef bint upstream_update(Worker *w, Upstream *u, const PlanHead *p, const UpstreamSpec *spec, SSL_CTX *client, Endpoint **gone) noexcept nogil:
     """Take over a plan's values. Endpoints are matched by name: pools of those that stay are not touched, those that left are marked
     and chained to gone[0]. False when memory is out (nothing changed)."""
     cdef Endpoint **fresh = <Endpoint **>calloc(spec.endpoints.n if spec.endpoints.n else 1, sizeof(Endpoint *))
@@ -187,7 +209,7 @@ cdef bint upstream_update(Worker *w, Upstream *u, const PlanHead *p, const Upstr
         n = s.name.len if s.name.len < 128 else 128
         for k in range(u.n):
             e = u.endpoints[k]
-            if e.name_len == n and memcmp(e.name, plan_text(p, s.name), n) == 0:
+            if e.name_len == n and e.identity == s.identity and memcmp(e.name, plan_text(p, s.name), n) == 0:
                 fresh[i] = e
         if fresh[i] == NULL:
             e = fresh[i] = <Endpoint *>calloc(1, sizeof(Endpoint))
@@ -196,6 +218,7 @@ cdef bint upstream_update(Worker *w, Upstream *u, const PlanHead *p, const Upstr
                 return False
             pool_init(&e.pool)
             e.upstream = u
+            e.identity = s.identity
             e.since_ms = w.now_ms if u.n else 0       # an upstream that is all new has nobody to spare the newcomer
             e.name_len = n
             memcpy(e.name, plan_text(p, s.name), n)
@@ -225,6 +248,8 @@ cdef bint upstream_update(Worker *w, Upstream *u, const PlanHead *p, const Upstr
     u.queue.size = spec.queue_size
     u.queue_ms = spec.queue_ms
     u.connect_ms = spec.connect_ms
+    u.tls_ms = spec.tls_ms
+    u.client = client
     u.write_ms = spec.write_ms
     u.stale_retry = spec.stale_retry
     u.proxy_protocol = spec.proxy_protocol
@@ -236,6 +261,7 @@ cdef bint upstream_update(Worker *w, Upstream *u, const PlanHead *p, const Upstr
 
 cdef void endpoint_free(Endpoint *e) noexcept nogil:
     pool_free(&e.pool)
+    sessions_drop(&e.sessions)
     free(e)
 
 

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
 import gwcore
+from gwcore.admin.figures import connection_figures, memory_by_kind
 
 if TYPE_CHECKING:
     from gwcore.supervisor import Supervisor
@@ -32,6 +33,7 @@ WORKER_GAUGES = {
     "upstream_connections": ("gwcore_upstream_connections", "Upstream connections open"),
     "tunnels": ("gwcore_tunnels", "Upgraded connections open"),
     "buffer_bytes": ("gwcore_buffer_bytes", "Bytes of buffers in use"),
+    "held_bytes": ("gwcore_memory_held_bytes", "Bytes that structs and buffers have from the system, used or not"),
 }
 ROUTE_BYTES = {
     "bytes_in": ("gwcore_route_received_bytes_total", "Bytes of requests read"),
@@ -39,10 +41,18 @@ ROUTE_BYTES = {
 }
 UPSTREAM_COUNTERS = {
     "opens": ("gwcore_upstream_opens_total", "Connections opened"),
+    "warmed": ("gwcore_upstream_warmed_total", "Connections opened ahead of need (pool.min_idle)"),
+    "raced": ("gwcore_upstream_raced_total", "Connections opened beside a slow or failed one to the same name"),
     "reuses": ("gwcore_upstream_reuses_total", "Requests on a reused connection"),
     "queue_full": ("gwcore_upstream_queue_full_total", "Requests refused by a full queue"),
     "queue_timeout": ("gwcore_upstream_queue_timeouts_total", "Requests that waited too long"),
     "retries": ("gwcore_upstream_retries_total", "Requests sent again"),
+}
+UPSTREAM_RATIOS = {
+    "reuse_ratio": ("gwcore_upstream_reuse_ratio", "Share of requests that found a connection ready"),
+    "requests_per_connection": ("gwcore_upstream_requests_per_connection", "Requests for each connection opened, on average"),
+    "opens_per_second": ("gwcore_upstream_opens_per_second", "Connections opened a second, over the last ten"),
+    "rtt_deviation_seconds": ("gwcore_upstream_rtt_deviation_seconds", "Standard deviation of round-trip times to the upstream"),
 }
 UPSTREAM_GAUGES = {
     "waiting": "Requests waiting for a connection",
@@ -76,6 +86,12 @@ class SegmentCollector(Collector):
             yield CounterMetricFamily(name, text, value=sum(w[key] for w in snap["workers"]))
         for key, (name, text) in WORKER_GAUGES.items():
             yield GaugeMetricFamily(name, text, value=sum(w[key] for w in snap["workers"]))
+        memory = GaugeMetricFamily(
+            "gwcore_memory_bytes", "Memory of connections and requests, by kind; the kernel's is not in it", labels=["kind"]
+        )
+        for kind, n in memory_by_kind(snap["workers"]).items():
+            memory.add_metric([kind], n)
+        yield memory
         yield _family("gwcore_failures_total", "Requests and connections that failed, by reason", "reason", snap["reasons"])
         yield from _tls(s.segment.tls_figures())
         ends = GaugeMetricFamily(
@@ -88,7 +104,7 @@ class SegmentCollector(Collector):
         yield ends
         most = s.config.metrics.max_series // 2  # routes and upstreams share it by halves
         yield from _routes(fold(snap["routes"], most))
-        yield from _upstreams(fold(snap["upstreams"], most))
+        yield from _upstreams(fold(snap["upstreams"], most), s.opens.per_second())
 
 
 def _family(name: str, text: str, label: str, values: dict[str, int]) -> CounterMetricFamily:
@@ -131,7 +147,7 @@ def _routes(routes: dict[str, Any]) -> Iterable[Any]:
         yield _family(metric, text, "route", {name: r[key] for name, r in routes.items()})
 
 
-def _upstreams(upstreams: dict[str, Any]) -> Iterable[Any]:
+def _upstreams(upstreams: dict[str, Any], opens: dict[str, float]) -> Iterable[Any]:
     for key, (name, text) in UPSTREAM_COUNTERS.items():
         yield _family(name, text, "upstream", {upstream: u[key] for upstream, u in upstreams.items()})
     for key, text in UPSTREAM_GAUGES.items():
@@ -139,6 +155,25 @@ def _upstreams(upstreams: dict[str, Any]) -> Iterable[Any]:
         for upstream, u in upstreams.items():
             gauge.add_metric([upstream], u[key])
         yield gauge
+    ratios = {upstream: connection_figures(u, opens.get(upstream, 0.0)) for upstream, u in upstreams.items()}
+    for key, (name, text) in UPSTREAM_RATIOS.items():
+        gauge = GaugeMetricFamily(name, text, labels=["upstream"])
+        for upstream, figures in ratios.items():
+            gauge.add_metric([upstream], figures[key])
+        yield gauge
+    rtt = SummaryMetricFamily(
+        "gwcore_upstream_rtt_seconds",
+        "Round-trip times measured by the kernel, when connections open and close",
+        labels=["upstream"],
+    )
+    waits = HistogramMetricFamily(
+        "gwcore_upstream_queue_seconds", "Time in the queue, of requests that waited", labels=["upstream"]
+    )
+    for upstream, u in upstreams.items():
+        rtt.add_metric([upstream], u["rtt"]["count"], u["rtt"]["sum"])
+        _histogram(waits, upstream, u["queue_seconds"])
+    yield rtt
+    yield waits
     closed = CounterMetricFamily("gwcore_upstream_closed_total", "Connections closed, by reason", labels=["upstream", "reason"])
     seconds = HistogramMetricFamily("gwcore_upstream_seconds", "Time to the response head", labels=["upstream"])
     for upstream, u in upstreams.items():

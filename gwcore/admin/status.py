@@ -7,6 +7,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import gwcore
+from gwcore._speedups.plane import sizes
+from gwcore.admin.figures import connection_figures, memory_by_kind
 
 if TYPE_CHECKING:
     from gwcore.supervisor import Supervisor
@@ -15,10 +17,11 @@ if TYPE_CHECKING:
 def build(s: Supervisor) -> dict[str, Any]:
     """The whole status. No secret is in it."""
     snapshot = s.segment.snapshot()
-    for upstream in snapshot["upstreams"].values():
-        used = upstream["opens"] + upstream["reuses"]
-        upstream["reuse_ratio"] = round(upstream["reuses"] / used, 4) if used else 0.0
-        upstream["requests_per_connection"] = round(used / upstream["opens"], 2) if upstream["opens"] else 0.0
+    opens = s.opens.per_second()
+    for name, upstream in snapshot["upstreams"].items():
+        upstream.update(connection_figures(upstream, opens.get(name, 0.0)))
+        waits = upstream["queue_seconds"]
+        upstream["queue_mean_seconds"] = round(waits["sum"] / waits["count"], 6) if waits["count"] else 0.0
     workers = [
         {"number": slot.number, "pid": slot.pid, "plan": slot.version, "restarts": slot.restarts, "up": slot.up, **figures}
         for slot, figures in zip(s.crew.slots, snapshot["workers"], strict=True)
@@ -37,6 +40,11 @@ def build(s: Supervisor) -> dict[str, Any]:
         "warnings": [str(w) for w in s.loaded.warnings],
         "last_reload": s.last_reload,
         "workers": workers,
+        "memory": {
+            **memory_by_kind(snapshot["workers"]),
+            "held": sum(w["held_bytes"] for w in snapshot["workers"]),
+            "struct_each": sizes()["conn"],
+        },
         "workers_draining": len(s.crew.elders),
         "names": s.discovery.status(),
         "tls": {**s.segment.tls_figures(), "tickets": s.tickets.status(), "certificates": s.certs.status()},

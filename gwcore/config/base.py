@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from itertools import zip_longest
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
@@ -72,6 +73,13 @@ def is_ip(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def interleaved(addresses: set[str]) -> list[str]:
+    """Both families in turns, IPv4 first (RFC 8305 4); each in order of text, so that an answer in another order is no change."""
+    four = sorted(a for a in addresses if ":" not in a)
+    six = sorted(a for a in addresses if ":" in a)
+    return [a for pair in zip_longest(four, six) for a in pair if a]
 
 
 def _address(value: Any) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gwcore._speedups import crypto
-from gwcore.config.tls import ListenerTls
+from gwcore.config.tls import ListenerTls, TlsRules, UpstreamTls
 
 WEAK_RSA_BITS = 2048
 SOON_S = 14 * 86400.0  # a certificate that ends within is worth a warning
@@ -101,11 +101,41 @@ def read(tls: ListenerTls, error: Complain, warn: Complain) -> Material:
                         warn(("client_auth", "crl"), f"{auth.crl}: has expired on {day(ends)}; no client certificate is accepted")
             except ValueError as why:
                 error(("client_auth", "crl"), f"{auth.crl}: {why}")
-    for key_, value in (("ciphers", tls.ciphers), ("ciphersuites", tls.ciphersuites)):
-        if value and not crypto.accepts(key_, value):
-            error((key_,), f"{value!r} is not understood by {crypto.version()}")
+    _judge_rules(tls, error)
+    return out
+
+
+def _judge_rules(tls: TlsRules, error: Complain) -> None:
+    for key, value in (("ciphers", tls.ciphers), ("ciphersuites", tls.ciphersuites)):
+        if value and not crypto.accepts(key, value):
+            error((key,), f"{value!r} is not understood by {crypto.version()}")
     if not groups(tls):
         error(("groups",), f"none of {', '.join(tls.groups)} is known to {crypto.version()}")
+
+
+def read_upstream(tls: UpstreamTls, error: Complain) -> Material:
+    """Read and check the files of an upstream: `client_ca` holds the authorities, the only pair what we show."""
+    out = Material()
+    _judge_rules(tls, error)
+    if tls.ca:
+        out.client_ca = _read(tls.ca, ("ca",), error)
+        try:
+            if out.client_ca:
+                crypto.certificates(out.client_ca)
+        except ValueError as why:
+            error(("ca",), f"{tls.ca}: {why}")
+    if tls.cert:
+        chain, key = _read(tls.cert, ("cert",), error), _read(tls.key, ("key",), error)
+        if chain and key:
+            try:
+                facts = crypto.certificates(chain)[0]
+            except ValueError as why:
+                error(("cert",), f"{tls.cert}: {why}")
+            else:
+                wrong = crypto.check_key(chain, key)
+                if wrong:
+                    error(("key",), f"{tls.key}: {wrong}")
+                out.pairs.append(Pair(chain, key, b"", facts))
     return out
 
 
@@ -113,7 +143,7 @@ def day(unix: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(unix))
 
 
-def groups(tls: ListenerTls) -> list[str]:
+def groups(tls: TlsRules) -> list[str]:
     """Those of the wanted groups that this OpenSSL knows."""
     return [g for g in tls.groups if crypto.accepts("groups", g)]
 

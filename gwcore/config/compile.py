@@ -12,23 +12,20 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gwcore._speedups.fields import METHOD_NAMES
-from gwcore._speedups.plan import PlanBuilder, host_hash, key_hash
-from gwcore.config import certs
-from gwcore.config.base import is_ip, split_address
+from gwcore._speedups.plan import PlanBuilder, key_hash
+from gwcore.config.base import interleaved, is_ip, split_address
+from gwcore.config.compile_tls import TlsWriter
 from gwcore.config.routes import Route, Target
 from gwcore.config.schema import Config
-from gwcore.config.tls import PROFILES, ListenerTls
-from gwcore.config.upstreams import Endpoint
+from gwcore.config.tables import NO_ARRAY, NO_STR, Writer, open_table
+from gwcore.config.upstreams import Endpoint, Upstream
 
 Addresses = Callable[[str], Sequence[str]]  # of a host name
 
 METHOD_BIT = {name: 1 << i for i, name in enumerate(METHOD_NAMES)}
 EXACT, PREFIX, REGEX = 0, 1, 2
-NO_STR = {"off": 0, "len": 0}
-NO_ARRAY = {"off": 0, "n": 0}
 BALANCE = {"round_robin": 0, "least_request": 1, "ewma": 2, "hash": 3, "random": 4}
 HASH_BY = {"client": 0, "header": 1, "cookie": 2}
-TLS_VERSION = {"1.2": 0x0303, "1.3": 0x0304}
 VIA = {"off": 0, "request": 1, "response": 2, "both": 3}
 PHRASES = {
     200: "OK",
@@ -100,22 +97,17 @@ def via_name(config: Config, config_path: str = "") -> str:
     return config.via.name or "gwcore-" + hashlib.sha256(seed.encode()).hexdigest()[:12]
 
 
-def _refuse(path: tuple[Any, ...], message: str) -> None:
-    raise ValueError(f"listeners: tls: {'.'.join(map(str, path))}: {message}")
-
-
 def _ms(seconds: float) -> int:
     return min(int(seconds * 1000 + 0.5), 0xFFFFFFFF)
 
 
 def system_addresses(host: str) -> Sequence[str]:
-    """What the system's resolver says, IPv4 before IPv6; nothing when it fails. For plans that no supervisor makes."""
+    """What the system's resolver says; nothing when it fails. For plans that no supervisor makes."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError:
         return ()
-    family = min((f[0] for f in found), key=lambda f: f != socket.AF_INET)
-    return sorted({str(f[4][0]) for f in found if f[0] == family})
+    return interleaved({str(f[4][0]) for f in found})
 
 
 def _sockaddr(ip: str, port: int) -> bytes:
@@ -132,14 +124,13 @@ def _sockaddr(ip: str, port: int) -> bytes:
     )
 
 
-class _Compiler:
-    def __init__(self, config: Config, slots: Slots, config_path: str, addresses: Addresses):
-        self.config, self.slots, self.b, self.addresses = config, slots, PlanBuilder(), addresses
+class _Compiler(Writer):
+    def __init__(self, config: Config, slots: Slots, config_path: str, addresses: Addresses, workers: int):
+        super().__init__(PlanBuilder())
+        self.config, self.slots, self.addresses, self.workers = config, slots, addresses, workers
+        self.secure = TlsWriter(self.b)
         self.upstream_index = {name: i for i, name in enumerate(config.upstreams)}
         self.via = via_name(config, config_path)
-
-    def text(self, value: str | bytes) -> Any:
-        return self.b.text(value.encode("latin-1" if value.isascii() else "utf-8") if isinstance(value, str) else value)
 
     def edits(self, edits: Any) -> Any:
         rows = (
@@ -155,34 +146,45 @@ class _Compiler:
             ],
         )
 
-    def endpoint(self, upstream: str, e: Endpoint) -> list[dict[str, Any]]:
-        """The endpoints of one entry: as many as its name has addresses, or one that cannot be reached when it has none."""
+    def endpoint(self, upstream: str, number: int, e: Endpoint, u: Upstream, identity: bytes) -> list[dict[str, Any]]:
+        """The endpoints of one entry: as many as its name has addresses of the family that comes first, each with one of the other family
+        as another way to the same host; or one that cannot be reached when it has none."""
         host, port = split_address(e.address)
-        places: list[tuple[str, bytes, str]]  # name, sockaddr, path of a unix socket
+        places: list[tuple[str, bytes, str, bytes]]  # name, sockaddr, path of a unix socket, sockaddr of the other family
+        named = bool(port) and not is_ip(host)
         if not port:
-            places = [(e.address, b"", host)]
-        elif is_ip(host):
-            places = [(e.address, _sockaddr(host, port), "")]
+            places = [(e.address, b"", host, b"")]
+        elif not named:
+            places = [(e.address, _sockaddr(host, port), "", b"")]
         else:
-            places = [(f"{e.address} ({ip})", _sockaddr(ip, port), "") for ip in self.addresses(host)] or [(e.address, b"", "")]
+            found = self.addresses(host)
+            first = [ip for ip in found if (":" in ip) == (":" in found[0])]
+            other = [_sockaddr(ip, port) for ip in found if ip not in first] or [b""]
+            places = [(f"{e.address} ({ip})", _sockaddr(ip, port), "", other[i % len(other)]) for i, ip in enumerate(first)] or [
+                (e.address, b"", "", b"")
+            ]
         return [
             {
                 "name": self.text(name),
                 "sockaddr_bytes": raw,
                 "path": self.text(path),
                 "sockaddr_len": len(raw),
+                "other_bytes": other_raw,
+                "other_len": len(other_raw),
+                "group": number + 1 if named else 0,
                 "weight": e.weight,
+                **self.secure.endpoint(u.tls, identity, host if port else ""),
                 # by place, not by address: addresses come and go, and slots are few
                 "slot": self.slots.slot("endpoint", f"{upstream}|{e.address}" + (f"|{i}" if i else "")),
             }
-            for i, (name, raw, path) in enumerate(places)
+            for i, (name, raw, path, other_raw) in enumerate(places)
         ]
 
     def upstreams(self) -> Any:
         rows = []
-        workers = worker_count(self.config)
         for name, u in self.config.upstreams.items():
-            endpoints = [row for e in u.endpoints for row in self.endpoint(name, e)]
+            tls, identity = self.secure.upstream(u)
+            endpoints = [row for n, e in enumerate(u.endpoints) for row in self.endpoint(name, n, e, u, identity)]
             rows.append(
                 {
                     "name": self.text(name),
@@ -195,12 +197,15 @@ class _Compiler:
                     "hash_bound_pct": int(u.hash.bound * 100),
                     "max_connections": u.pool.max_connections,
                     "max_idle": u.pool.max_idle,
+                    "min_idle": u.pool.min_idle,
                     "max_requests": u.pool.max_requests,
                     "idle_ms": _ms(u.pool.idle_timeout),
                     "max_age_ms": _ms(u.pool.max_age),
-                    "queue_size": -(-u.pool.queue.size // workers),
+                    "queue_size": -(-u.pool.queue.size // self.workers),
                     "queue_ms": _ms(u.pool.queue.timeout),
                     "connect_ms": _ms(u.timeouts.connect),
+                    "tls": tls,
+                    "tls_ms": _ms(u.timeouts.tls),
                     "write_ms": _ms(u.timeouts.write),
                     "response_ms": _ms(u.timeouts.response),
                     "body_idle_ms": _ms(u.timeouts.idle),
@@ -330,71 +335,11 @@ class _Compiler:
         empty_key = {"hash": 0, "host": 0, "kind": 0, "path": NO_STR, "route": 0}
         return {
             "routes": self.b.array("route", rows),
-            "keys": self.b.array("key", _open_table(keys, empty_key)),
+            "keys": self.b.array("key", open_table(keys, empty_key)),
             "hosts": self.names(hosts),
             "host_infos": self.b.array("host_info", infos),
             "regexes": self.b.array("u32", regexes),
             "has_wildcards": int(any(h.startswith("*.") for h in hosts)),
-        }
-
-    def ctext(self, value: str) -> Any:
-        """A text that C reads up to its NUL; the length counts it not."""
-        at = self.text(value.encode() + b"\0")
-        return {"off": at["off"], "len": at["len"] - 1}
-
-    def names(self, ids: dict[str, int]) -> Any:
-        """A table for plan.name_id; `*.` stands for one label or more, as who asks will have it."""
-        rows = []
-        for name, i in ids.items():
-            wildcard = name.startswith("*.")
-            text = (name[1:] if wildcard else name).encode()
-            rows.append({"hash": host_hash(text, wildcard), "name": self.text(text), "id": i, "wildcard": int(wildcard)})
-        return self.b.array("host", _open_table(rows, {"hash": 0, "name": NO_STR, "id": 0, "wildcard": 0})) if rows else NO_ARRAY
-
-    def tls(self) -> tuple[Any, list[int]]:
-        """The TLS sides of the listeners, and for each listener its index + 1 (0 = plain)."""
-        rows: list[dict[str, Any]] = []
-        indexes = []
-        for listener in self.config.listeners:
-            indexes.append(len(rows) + 1 if listener.tls else 0)
-            if listener.tls:
-                rows.append(self.listener_tls(listener.address, listener.tls, listener._material))
-        return self.b.array("tls", rows), indexes
-
-    def listener_tls(self, address: str, tls: ListenerTls, material: certs.Material | None) -> dict[str, Any]:
-        if material is None:  # a configuration that was not loaded but made
-            material = certs.read(tls, _refuse, lambda *_: None)
-        policies, names = certs.policies(material.pairs)
-        rows = []
-        for n, pairs in enumerate(policies):
-            mine = [name for name, policy in names.items() if policy == n]
-            rows.append(
-                {
-                    "certs": self.b.array("u32", pairs),
-                    "identity": list(certs.identity(address, tls, material, mine)),
-                }
-            )
-        auth = tls.client_auth
-        return {
-            "certs": self.b.array(
-                "cert",
-                [{"chain": self.text(p.chain), "key": self.text(p.key), "ocsp": self.text(p.ocsp)} for p in material.pairs],
-            ),
-            "policies": self.b.array("policy", rows),
-            "names": self.names({name: policy + 1 for name, policy in names.items()}),
-            "ciphers": self.ctext(PROFILES[tls.profile]["ciphers"] if tls.ciphers is None else tls.ciphers),
-            "suites": self.ctext(tls.ciphersuites),
-            "groups": self.ctext(":".join(certs.groups(tls))),
-            "alpn": self.text(b"".join(bytes([len(p)]) + p.encode() for p in tls.alpn)),
-            "client_ca": self.text(material.client_ca),
-            "client_crl": self.text(material.client_crl),
-            "min_version": TLS_VERSION[tls.range[0]],
-            "max_version": TLS_VERSION[tls.range[-1]],
-            "client_auth": {"off": 0, "optional": 1, "require": 2}[auth.mode],
-            "client_depth": auth.depth,
-            "refuse_unknown": int(tls.unknown_name == "refuse"),
-            "tickets": int(tls.tickets),
-            "lifetime_s": int(tls.session_lifetime),
         }
 
     def trusted(self) -> Any:
@@ -408,9 +353,7 @@ class _Compiler:
     def blob(self) -> bytes:
         c = self.config
         lim, t = c.limits, c.timeouts
-        workers = worker_count(c)
-        total = memory_limit() // 4 // workers if c.buffers.total == "auto" else int(c.buffers.total)
-        tls, tls_of = self.tls()
+        total = memory_limit() // 4 // self.workers if c.buffers.total == "auto" else int(c.buffers.total)
         id_header = "" if c.request_id.header == "off" else c.request_id.header
         return self.b.finish(
             {
@@ -421,11 +364,11 @@ class _Compiler:
                 "listeners": self.b.array(
                     "listener",
                     [
-                        {"address": self.text(x.address), "proxy_protocol": int(x.proxy_protocol), "tls": i}
-                        for x, i in zip(c.listeners, tls_of, strict=True)
+                        {"address": self.text(x.address), "proxy_protocol": int(x.proxy_protocol), "tls": self.secure.listener(x)}
+                        for x in c.listeners
                     ],
                 ),
-                "tls": tls,
+                **self.secure.rows(),
                 "via_line": self.text(f"Via: 1.1 {self.via}\r\n"),
                 "via_name": self.text(self.via),
                 "id_header": self.text(id_header.lower()),
@@ -453,7 +396,7 @@ class _Compiler:
                 "connection_age_ms": _ms(lim.connection_age),
                 "underscore_drop": int(c.headers.underscore == "drop"),
                 "body_rate_grace_ms": max(1, _ms(lim.body_rate_grace)),
-                "workers": workers,
+                "workers": self.workers,
                 "log_block": int(c.access_log.full == "block"),
                 "log_buffer": c.access_log.buffer,
                 "log_flush_ms": max(1, _ms(c.access_log.flush)),
@@ -464,22 +407,13 @@ class _Compiler:
         )
 
 
-def _open_table(rows: list[dict[str, Any]], empty: dict[str, Any]) -> list[dict[str, Any]]:
-    """Open addressing with linear probing, at most a third full; the place is the hash's upper half."""
-    size = 4
-    while size < len(rows) * 3:
-        size *= 2
-    table: list[dict[str, Any]] = [empty] * size
-    for row in rows:
-        i = (row["hash"] >> 32) & (size - 1)
-        while table[i]["hash"]:
-            i = (i + 1) & (size - 1)
-        table[i] = row
-    return table
-
-
 def compile_plan(
-    config: Config, segment: Slots | None = None, config_path: str = "", addresses: Addresses = system_addresses
+    config: Config,
+    segment: Slots | None = None,
+    config_path: str = "",
+    addresses: Addresses = system_addresses,
+    workers: int | None = None,
 ) -> bytes:
-    """The plan of a configuration. `segment` gives the slots of routes, upstreams and endpoints, `addresses` those of a host name."""
-    return _Compiler(config, segment or _Counting(), config_path, addresses).blob()
+    """The plan of a configuration. `segment` gives the slots of routes, upstreams and endpoints, `addresses` those of a host name.
+    What is shared by the workers is divided by `workers`: those that run, whatever the file says by now."""
+    return _Compiler(config, segment or _Counting(), config_path, addresses, workers or worker_count(config)).blob()

@@ -13,8 +13,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from gwcore.config.certs import read as read_material
+from gwcore.config.certs import read_upstream
 from gwcore.config.schema import Config
-from gwcore.config.tls import under
+from gwcore.config.tls import under, upstream_under
 
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 DEPTH_MAX = 30
@@ -183,7 +184,7 @@ def _message(e: Any, path: tuple[Any, ...]) -> str:
 
 
 def _read_certificates(config: Config, reader: _Reader, base: Path, warnings: list[ConfigError]) -> None:
-    """Open every file of every listener's TLS; what was read is what will be served."""
+    """Open every file of the TLS of listeners and upstreams; what was read is what will be used."""
     for i, listener in enumerate(config.listeners):
         if listener.tls is None:
             continue
@@ -197,6 +198,25 @@ def _read_certificates(config: Config, reader: _Reader, base: Path, warnings: li
             warnings.append(ConfigError(reader.name, *reader.place(*root, *path), dotted((*root, *path)), message))
 
         listener._material = read_material(listener.tls, error, warn)
+    for name, upstream in config.upstreams.items():
+        if upstream.tls is None:
+            continue
+        upstream.tls = upstream_under(upstream.tls, base)
+        place = ("upstreams", name, "tls")
+        if not upstream.tls.verify:
+            warnings.append(
+                ConfigError(
+                    reader.name,
+                    *reader.place(*place, "verify"),
+                    f"upstreams.{name}.tls.verify",
+                    "is off: whoever can answer at these addresses can read and change what is sent",
+                )
+            )
+
+        def wrong(path: tuple[Any, ...], message: str, place: tuple[Any, ...] = place) -> None:
+            reader.error(reader.place(*place, *path), (*place, *path), message)
+
+        upstream._material = read_upstream(upstream.tls, wrong)
 
 
 def _cross_checks(config: Config, reader: _Reader) -> list[ConfigError]:

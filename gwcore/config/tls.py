@@ -22,6 +22,11 @@ SUITES = "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SH
 GROUPS = ["X25519MLKEM768", "X25519", "P-256", "P-384"]
 
 
+def upstream_under(tls: UpstreamTls, base: Path) -> UpstreamTls:
+    """The same with every relative path below base."""
+    return tls.model_copy(update={k: str(base / getattr(tls, k)) if getattr(tls, k) else "" for k in ("ca", "cert", "key")})
+
+
 def under(tls: ListenerTls, base: Path) -> ListenerTls:
     """The same with every relative path below base."""
 
@@ -65,6 +70,53 @@ class ClientAuth(Model):
     def _ca(self) -> ClientAuth:
         if self.mode != "off" and not self.ca:
             raise ValueError(f"client_auth.mode {self.mode} needs client_auth.ca, or nobody could be recognised")
+        return self
+
+
+class TlsRules(Model):
+    """Versions and algorithms, of either side."""
+
+    profile: Literal["modern", "intermediate"] = "intermediate"
+    """modern: TLS 1.3. intermediate: also 1.2 with ECDHE and AEAD ciphers."""
+    versions: list[Annotated[Literal["1.2", "1.3"], BeforeValidator(_version, json_schema_input_type=str | float)]] | None = None
+    """Overrides the profile's."""
+    ciphers: str | None = None
+    """Of TLS 1.2, OpenSSL's notation; overrides the profile's."""
+    ciphersuites: str = SUITES
+    """Of TLS 1.3."""
+    groups: list[str] = GROUPS
+    """Key exchange, most wanted first; those that this OpenSSL does not know are left out."""
+    alpn: list[Literal["http/1.1"]] = Field(["http/1.1"], min_length=1)
+    """Protocols offered."""
+
+    @property
+    def range(self) -> list[str]:
+        """The versions in effect, ascending."""
+        return sorted(set(self.versions or PROFILES[self.profile]["versions"]))
+
+    @property
+    def cipher_list(self) -> str:
+        return str(PROFILES[self.profile]["ciphers"]) if self.ciphers is None else self.ciphers
+
+
+class UpstreamTls(TlsRules):
+    verify: Annotated[bool, BeforeValidator(_switch, json_schema_input_type=bool | Literal["on", "off"])] = True
+    """Check the upstream's certificate: who signed it, and that it is for `name`. Off only where the network is trusted."""
+    ca: str = ""
+    """PEM file of the authorities to trust; the system's when not given."""
+    cert: str = ""
+    """PEM file of a certificate to show the upstream, with those between it and the root."""
+    key: str = ""
+    """PEM file of its key."""
+    name: str = Field("", max_length=250)
+    """The name that the certificate must be for; the endpoint's host when not given."""
+    sni: str = Field("", max_length=250)
+    """The server name asked for; `name` when not given, nothing for an address."""
+
+    @model_validator(mode="after")
+    def _pair(self) -> UpstreamTls:
+        if bool(self.cert) != bool(self.key):
+            raise ValueError("cert and key go together")
         return self
 
 
@@ -114,22 +166,10 @@ class Redis(Model):
     """Of every key."""
 
 
-class ListenerTls(Model):
+class ListenerTls(TlsRules):
     certificates: list[Certificate] = Field(min_length=1, max_length=1000)
     """Chosen by the client's server name from the names in the certificates; RSA and ECDSA of the same names stand side by side. The first
     one serves clients that name no server, or an unknown one."""
-    profile: Literal["modern", "intermediate"] = "intermediate"
-    """modern: TLS 1.3. intermediate: also 1.2 with ECDHE and AEAD ciphers."""
-    versions: list[Annotated[Literal["1.2", "1.3"], BeforeValidator(_version, json_schema_input_type=str | float)]] | None = None
-    """Overrides the profile's."""
-    ciphers: str | None = None
-    """Of TLS 1.2, OpenSSL's notation; overrides the profile's."""
-    ciphersuites: str = SUITES
-    """Of TLS 1.3."""
-    groups: list[str] = GROUPS
-    """Key exchange, most wanted first; those that this OpenSSL does not know are left out."""
-    alpn: list[Literal["http/1.1"]] = Field(["http/1.1"], min_length=1)
-    """Protocols offered."""
     unknown_name: Literal["default", "refuse"] = "default"
     """A server name that no certificate has: the first certificate, or an alert."""
     client_auth: ClientAuth = ClientAuth()
@@ -143,8 +183,3 @@ class ListenerTls(Model):
     @classmethod
     def _mode(cls, value: Any) -> Any:
         return {"mode": "off"} if value is False else {"mode": value} if isinstance(value, str) else value
-
-    @property
-    def range(self) -> list[str]:
-        """The versions in effect, ascending."""
-        return sorted(set(self.versions or PROFILES[self.profile]["versions"]))

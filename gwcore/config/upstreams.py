@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model_validator
 
 from gwcore.config.base import TOKEN, Address, Model
+from gwcore.config.certs import Material
+from gwcore.config.tls import UpstreamTls
 from gwcore.config.units import Duration
 
 
@@ -38,8 +40,12 @@ class Pool(Model):
     """Connections to one endpoint, over all workers; beyond it requests queue."""
     max_idle: int = Field(256, ge=0, le=1_000_000)
     """Idle connections kept for one endpoint, in each worker."""
+    min_idle: int = Field(0, ge=0, le=1_000_000)
+    """Idle connections to one endpoint that are opened ahead of need, by all workers together, each its share of them: at the start,
+    when an endpoint joins, and whenever fewer idle. Never beyond `max_connections`."""
     idle_timeout: Duration = 60.0
-    """An idle connection is closed after this."""
+    """An idle connection is closed after this, or sooner where the endpoint announces less (`Keep-Alive: timeout=`, less a second) or
+    was seen to close earlier."""
     max_requests: int = Field(10000, ge=0)
     """A connection is closed after so many requests; 0 = never."""
     max_age: Duration = 3600.0
@@ -49,6 +55,8 @@ class Pool(Model):
 
 
 class UpstreamTimeouts(Model):
+    tls: Duration = 5.0
+    """A whole TLS handshake, after the connection is up; then 504 `connect_timeout`."""
     connect: Duration = 2.0
     """To an established connection; then 504 `connect_timeout`."""
     write: Duration = 30.0
@@ -96,6 +104,16 @@ class Upstream(Model):
     """Connections to each endpoint."""
     timeouts: UpstreamTimeouts = UpstreamTimeouts()
     """Limits on the upstream's progress."""
+    tls: Annotated[
+        UpstreamTls | None,
+        BeforeValidator(
+            lambda v: None if v in (False, "off") else {} if v in (True, "on") else v,
+            json_schema_input_type=UpstreamTls | bool | Literal["on", "off"] | None,
+        ),
+    ] = None
+    """Speak TLS to the endpoints; `on` = with every default."""
+    _material: Material | None = PrivateAttr(None)
+    """What the files of `tls` held when the configuration was checked."""
     proxy_protocol: Annotated[
         Literal["off", "v1", "v2"],
         BeforeValidator(lambda v: "off" if v is False else v, json_schema_input_type=Literal["off", "v1", "v2"]),
@@ -113,6 +131,17 @@ class Upstream(Model):
     """Reserved for outlier ejection."""
     concurrency: Any = None
     """Reserved for the adaptive concurrency limit."""
+
+    @model_validator(mode="after")
+    def _warm(self) -> Upstream:
+        p = self.pool
+        if p.min_idle > min(p.max_connections, p.max_idle):
+            raise ValueError("pool.min_idle is more than pool.max_connections or pool.max_idle allow")
+        if p.min_idle and p.granularity == "template":
+            raise ValueError(
+                "pool.min_idle needs pool.granularity: backend; a connection of a template is made for one client, who is not known ahead"
+            )
+        return self
 
     @model_validator(mode="after")
     def _template(self) -> Upstream:

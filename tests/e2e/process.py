@@ -23,7 +23,15 @@ GET = b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n"
 class Process:
     """`python -m gwcore run` on a configuration of its own: one upstream `be`, one route `all`, a listener, admin and log."""
 
-    def __init__(self, tmp: Path, upstream: Upstream, workers: int = 2, extra: str = "", host: str = "127.0.0.1"):
+    def __init__(
+        self,
+        tmp: Path,
+        upstream: Upstream,
+        workers: int = 2,
+        extra: str = "",
+        host: str = "127.0.0.1",
+        args: tuple[str, ...] = (),
+    ):
         self.host, self.port, self.admin = host, free_port(), free_port()
         self.address = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
         self.file = tmp / "gw.yaml"
@@ -32,7 +40,7 @@ class Process:
         self.write(extra)
         self.messages = tmp / "stderr"
         with open(self.messages, "w") as out:
-            self.p = subprocess.Popen([sys.executable, "-m", "gwcore", "run", "-c", str(self.file)], stderr=out)
+            self.p = subprocess.Popen([sys.executable, "-m", "gwcore", "run", "-c", str(self.file), *args], stderr=out)
         wait_until(lambda: self.p.poll() is not None or self.ready(), 20, "the gateway's start")
 
     def write(self, extra: str = "") -> None:

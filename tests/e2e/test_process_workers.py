@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 
 from tests.e2e.process import GET, Clients, alive, children, kill
-from tests.support import SLACK, read_reply, wait_until
+from tests.support import SLACK, ok, read_reply, wait_until
 
 
 def replaced(g, number: int, pid: int) -> bool:
@@ -105,3 +106,27 @@ def test_without_a_zygote_the_supervisor_begins_anew_in_place(gateway):
     clients.stop()
     assert clients.lost == 0 and set(clients.statuses) == {200}
     assert g.stop() == 0
+
+
+def test_queues_are_divided_by_the_workers_that_run(gateway, upstream):
+    """`--workers` overrides the file, at the start and after a reload."""
+    go = threading.Event()
+
+    def serve(c):
+        while True:
+            c.request()
+            go.wait(20)
+            c.send(ok())
+
+    g = gateway(upstream(serve), workers=8, args=("--workers", "1"))
+    g.replace("]}}", "], pool: {max_connections: 1, queue: {size: 8, timeout: 20s}}}}")
+    g.reload()
+    clients = [g.connect() for _ in range(10)]
+    for s in clients:
+        s.sendall(GET)
+    wait_until(lambda: g.status()["upstreams"]["be"]["queue_full"] == 1)
+    assert g.status()["upstreams"]["be"]["waiting"] == 8
+    go.set()
+    assert sorted(read_reply(s).status for s in clients) == [200] * 9 + [503]
+    for s in clients:
+        s.close()

@@ -86,7 +86,7 @@ def test_bytes_of_pipelined_requests_count_once():
             for _ in range(50):
                 reply = read_reply(s, buffer=rest)
                 rest = reply.rest
-        assert p.segment.snapshot()["routes"]["r"]["bytes_in"] == 50 * len(get())
+        wait_until(lambda: p.segment.snapshot()["routes"]["r"]["bytes_in"] == 50 * len(get()))
 
 
 def test_trailers_do_not_go_round_the_edits_of_a_route():

@@ -20,11 +20,16 @@ def shim(tmp_path_factory) -> Path:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("call", ["recv", "send", "sendmsg", "connect", "accept4", "socket", "epoll_ctl", "splice", "pipe2"])
+@pytest.mark.parametrize(
+    "call",
+    [[c] for c in ("recv", "send", "sendmsg", "connect", "accept4", "socket", "epoll_ctl", "splice", "pipe2")]
+    + [["--warm", c] for c in ("connect", "socket", "epoll_ctl")],
+    ids="-".join,
+)
 def test_every_call_fails_once_in_every_way(shim, call):
     environment = {**os.environ, "LD_PRELOAD": " ".join(filter(None, [os.environ.get("LD_PRELOAD", ""), str(shim)]))}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults.sweep", call],
+        [sys.executable, "-m", "tests.faults.sweep", *call],
         env=environment,
         capture_output=True,
         text=True,

@@ -11,6 +11,7 @@ import pytest
 from gwcore._speedups.shm import Segment
 
 from gwcore.admin import metrics
+from gwcore.admin.figures import Opens, connection_figures
 from gwcore.admin.server import build_app
 from gwcore.config.load import load_text
 from gwcore.crew import Plan, Slot
@@ -42,7 +43,7 @@ def gateway():
         crew = SimpleNamespace(slots=[Slot(0, pid=11), Slot(1, pid=12)], plan=Plan(1, -1), elders=[])
         return Gateway(
             loaded=load_text(CONFIG % token), config=load_text(CONFIG % token).config, config_path="/etc/gw.yaml", segment=segment,
-            crew=crew, discovery=SimpleNamespace(status=dict), state="serving", started=1.0, upgrades=0, reloads={"ok": 0, "refused": 0}, last_reload={}, reloaded=0, good=True,
+            crew=crew, discovery=SimpleNamespace(status=dict), tickets=SimpleNamespace(status=dict), certs=SimpleNamespace(status=list), state="serving", opens=Opens(), started=1.0, upgrades=0, reloads={"ok": 0, "refused": 0}, last_reload={}, reloaded=0, good=True,
         )  # fmt: skip
 
     return make
@@ -123,6 +124,23 @@ def test_status_is_whole(gateway):
             "reasons", "routes", "upstreams"} <= set(status)  # fmt: skip
     assert [w["pid"] for w in status["workers"]] == [11, 12]
     assert status["upstreams"]["be"]["reuse_ratio"] == status["upstreams"]["be"]["requests_per_connection"] == 0
+
+
+def test_opens_per_second_are_those_of_the_last_ten():
+    opens = Opens()
+    assert opens.per_second() == {}
+    for second in range(31):
+        opens.note(float(second), {"be": second * second, "new": 0} if second > 20 else {"be": second * second})
+    assert opens.per_second() == {"be": (30 * 30 - 20 * 20) / 10, "new": 0}
+
+
+def test_connections_opened_ahead_are_no_requests():
+    rtt = {"count": 4, "sum": 0.004, "squares": 4 * 0.001**2 + 4e-8, "variation": 0.0004}
+    figures = connection_figures({"opens": 10, "warmed": 4, "raced": 1, "reuses": 15, "rtt": rtt}, 0.5)
+    assert figures["requests_per_connection"] == 2 and figures["reuse_ratio"] == 0.75 and figures["opens_per_second"] == 0.5
+    assert figures["rtt_mean_seconds"] == 0.001 and figures["rtt_deviation_seconds"] == figures["rtt_variation_seconds"] == 0.0001
+    unused = connection_figures({"opens": 4, "warmed": 4, "raced": 0, "reuses": 0, "rtt": dict.fromkeys(rtt, 0)})
+    assert set(unused.values()) == {0}
 
 
 def families(text: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import aiodns
 import dns.message
@@ -11,8 +12,9 @@ import dns.rrset
 import pytest
 
 from gwcore import discovery as module
+from gwcore.config.base import interleaved
 from gwcore.config.compile import compile_plan
-from gwcore.config.load import load_text
+from gwcore.config.load import ConfigErrors, load_text
 from gwcore.discovery import Discovery, names
 
 ONE = load_text(
@@ -26,6 +28,7 @@ class Server(asyncio.DatagramProtocol):
 
     def __init__(self) -> None:
         self.addresses: list[str] = ["192.0.2.1"]
+        self.v6: list[str] = []
         self.ttl = 0  # the resolver keeps an answer for its TTL
         self.asked = 0
 
@@ -41,6 +44,8 @@ class Server(asyncio.DatagramProtocol):
             answer.set_rcode(2)  # SERVFAIL
         elif q.rdtype == dns.rdatatype.A:
             answer.answer.append(dns.rrset.from_text_list(q.name, self.ttl, "IN", "A", self.addresses))
+        elif q.rdtype == dns.rdatatype.AAAA and self.v6:
+            answer.answer.append(dns.rrset.from_text_list(q.name, self.ttl, "IN", "AAAA", self.v6))
         self.transport.sendto(answer.to_wire(), peer)
 
 
@@ -101,6 +106,16 @@ def test_names_follow_their_answers_and_keep_the_last_good_one():
     asyncio.run(play())
 
 
+def test_both_families_are_asked_for():
+    async def play() -> None:
+        async with Bench() as b:
+            b.server.addresses, b.server.v6 = ["192.0.2.3", "192.0.2.2"], ["2001:db8::2"]
+            await b.discovery.learn(ONE)
+            assert b.discovery.addresses("be.example") == ("192.0.2.2", "2001:db8::2", "192.0.2.3")
+
+    asyncio.run(play())
+
+
 def test_a_name_without_an_answer_at_the_start_is_asked_for_again():
     async def play() -> None:
         async with Bench() as b:
@@ -126,3 +141,20 @@ def test_each_address_of_a_name_is_an_endpoint():
     blob = compile_plan(config, addresses=lambda host: ["192.0.2.1", "192.0.2.2"] if host == "be.example" else [])
     for text in (b"be.example:80 (192.0.2.1)", b"be.example:80 (192.0.2.2)", b"192.0.2.5:80", b"other.example:81"):
         assert text in blob
+
+
+def test_both_families_are_taken_in_turns():
+    assert interleaved({"::2", "192.0.2.2", "::1", "192.0.2.1", "::3"}) == ["192.0.2.1", "::1", "192.0.2.2", "::2", "::3"]
+    blob = compile_plan(load_text(TEXT).config, addresses=lambda _: ["192.0.2.1", "2001:db8::1", "192.0.2.2"])
+    assert b"be.example:80 (192.0.2.2)" in blob and b"(2001:db8::1)" not in blob  # another way to the first, no endpoint
+    assert blob.count(socket.inet_pton(socket.AF_INET6, "2001:db8::1")) == 4  # each of the two addresses of each name has it
+    blob = compile_plan(load_text(TEXT).config, addresses=lambda _: ["2001:db8::1"])
+    assert b"be.example:80 (2001:db8::1)" in blob
+
+
+@pytest.mark.parametrize(
+    "pool", ["{min_idle: 5, max_connections: 4}", "{min_idle: 5, max_idle: 4}", "{min_idle: 1, granularity: template}"]
+)
+def test_min_idle_that_cannot_be_is_an_error(pool):
+    with pytest.raises(ConfigErrors, match="min_idle"):
+        load_text(TEXT.replace("be: {", f"be: {{pool: {pool}, "))

@@ -6,6 +6,7 @@ import asyncio
 import random
 
 import pytest
+from gwcore._speedups.idle import IdleProbe
 
 from gwcore.pool import Pool, PoolFull, PoolTimeout
 
@@ -157,3 +158,40 @@ def test_bad_values_name_the_field():
     for name, value in (("max_connections", 0), ("max_idle", -1), ("queue_timeout_s", -1), ("queue_size", 1.5)):
         with pytest.raises(ValueError, match=name):
             Pool(lambda: None, **{name: value})
+
+
+def test_the_idle_life_is_the_least_of_what_is_known():
+    p = IdleProbe(60_000)
+    assert p.kept(0, 1000) == 60_000
+    assert p.kept(1, 1000, hint_ms=4000) == 4000
+    assert p.kept(2, 1000, hint_ms=90_000) == 60_000
+    assert p.peer_closed(0, 9000) == 7000  # it idled eight seconds: the others get seven
+    assert p.kept(3, 10_000) == 7000
+    assert p.kept(4, 10_000, hint_ms=4000) == 4000
+    assert p.peer_closed(3, 14_000) == 7000  # others have idled longer, and are still there: no limit of the peer's
+
+
+def test_closes_that_say_nothing_of_an_idle_limit():
+    p = IdleProbe(60_000)
+    p.kept(0, 1000)
+    assert p.peer_closed(0, 1900) == 60_000  # too soon
+    p.kept(0, 1000, requests=0)
+    assert p.peer_closed(0, 9000) == 60_000  # never used: its peer waited for a first request
+    p.kept(0, 1000)
+    p.kept(1, 2000)
+    assert p.peer_closed(1, 9000) == 60_000  # not the oldest
+    assert p.peer_closed(0, 70_000) == 60_000  # we would have closed it before
+
+
+def test_what_was_learned_is_unlearned_slowly():
+    p = IdleProbe(10_000)
+    p.kept(0, 1000)
+    life, now, lives = p.peer_closed(0, 5000), 5000, []
+    while life < 10_000:
+        p.kept(0, now)
+        p.kept(1, now)
+        now += life
+        life = p.outlived(0, now)
+        assert p.outlived(1, now) == life  # once for all that end together
+        lives.append(life)
+    assert lives[:2] == [3500 + 437, 3937 + 492] and len(lives) <= 10 and sorted(lives) == lives
