@@ -40,6 +40,7 @@ LEVELS = {
     "origin": 5,
     "splice": 5,
     "proxyproto": 5,
+    "probe": 6,
     "story": 6,
     "forward": 7,
     "answer": 7,

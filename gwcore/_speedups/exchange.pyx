@@ -135,7 +135,7 @@ cdef void client_head(Worker *w, Conn *c, const char *at, size_t size, size_t be
     limits.fields = w.plan.head.fields
     if size >= limits.head_bytes or memchr(at + before, c'\n', size - before) != NULL or not (BYTE_CLASS[<uint8_t>at[0]] & B_TOKEN or at[0] == c'\r'):
         head_init(h, LLHTTP_REQUEST)
-        rc = head_feed(h, at, 0, size, &limits)
+        rc = head_feed(h, at, size, &limits)
     if rc == RC_OK:
         exchange_begin(w, c, at, size)
         return
