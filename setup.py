@@ -1,4 +1,4 @@
-"""Build the extensions. GWCORE_BUILD = release (default) | asan | coverage; GWCORE_STRICT=1 turns C warnings into errors."""
+"""Build the extensions. GWCORE_BUILD = release (default) | asan | coverage | fuzz; GWCORE_STRICT=1 turns C warnings into errors."""
 
 import glob
 import os
@@ -13,6 +13,10 @@ MODE = os.environ.get("GWCORE_BUILD", "release")
 CFLAGS, LDFLAGS = {
     "release": (["-O2", "-g", "-fno-plt", "-fno-semantic-interposition"], []),
     "asan": (["-O1", "-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"], ["-fsanitize=address,undefined"]),
+    "fuzz": (
+        ["-O1", "-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-fsanitize-coverage=trace-pc"],
+        ["-fsanitize=address,undefined"],
+    ),
     "coverage": (["-O0", "-g", "--coverage"], ["--coverage"]),
 }[MODE]
 STRICT = ["-Werror"] if os.environ.get("GWCORE_STRICT") == "1" else []

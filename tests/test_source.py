@@ -66,6 +66,7 @@ LEVELS = {
     "plane": 15,
     "greet": 11,
     "handshake": 6,
+    "probe": 8,
 }
 
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import shutil
 import socket
 import subprocess
@@ -38,6 +39,21 @@ def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
+
+
+def raise_descriptors() -> int:
+    """As many descriptors as the hard limit lets this process have; returns how many."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def far_socket(k: int) -> socket.socket:
+    """A TCP socket that will connect from the k-th loopback address: ports are counted for each address apart."""
+    s = socket.socket()
+    s.setsockopt(socket.IPPROTO_IP, 24, 1)  # IP_BIND_ADDRESS_NO_PORT: the port is chosen at connect, when both ends are known
+    s.bind((f"127.{1 + k // 62500}.{1 + k // 250 % 250}.{1 + k % 250}", 0))
+    return s
 
 
 def pin(cpu: int | None) -> list[str]:

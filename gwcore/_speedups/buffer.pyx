@@ -2,7 +2,7 @@
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
-from gwcore._speedups.sys cimport gw_poison, gw_unpoison
+from gwcore._speedups.sys cimport gw_fault, gw_poison, gw_unpoison
 from gwcore._speedups.types cimport RC_FAIL, RC_OK, size_t, uint32_t, uint64_t
 
 cdef uint32_t[3] SIZES
@@ -54,7 +54,7 @@ cdef Buf *buf_take(BufPool *p, size_t at_least) noexcept nogil:
     cdef Buf *b
     while kind < 3 and SIZES[kind] - BUF_HEAD < at_least:
         kind += 1
-    if kind == 3 or (p.max_bytes and p.used_bytes + SIZES[kind] > p.max_bytes):
+    if kind == 3 or gw_fault() or (p.max_bytes and p.used_bytes + SIZES[kind] > p.max_bytes):
         return NULL
     if p.free[kind] == NULL and not bufs_refill(p, kind):
         return NULL

@@ -36,7 +36,7 @@ from gwcore._speedups.plan cimport TARGET_RESPOND, PlanHead, Route, plan_trusts,
 from gwcore._speedups.proxyproto cimport ProxyPeer, proxy_parse
 from gwcore._speedups.reasons cimport (
     R_BAD_PATH, R_BODY_TIMEOUT, R_BODY_TOO_LARGE, R_BODY_TOO_SLOW, R_BUFFER_LIMIT, R_CLIENT_CLOSED, R_CLIENT_WRITE_TIMEOUT,
-    R_CONNECT_TIMEOUT, R_HEADERS_TOO_LARGE, R_HEADER_TIMEOUT, R_METHOD_NOT_ALLOWED, R_MISDIRECTED, R_NO_ROUTE, R_QUEUE_TIMEOUT, R_RESPONSE_IDLE,
+    R_CONNECT_TIMEOUT, R_HEADER_TIMEOUT, R_METHOD_NOT_ALLOWED, R_MISDIRECTED, R_NO_ROUTE, R_QUEUE_TIMEOUT, R_RESPONSE_IDLE,
     R_RESPONSE_TIMEOUT, R_TLS_HANDSHAKE_TIMEOUT, R_TUNNEL_IDLE, R_UPSTREAM_RESET, R_UPSTREAM_WRITE_TIMEOUT, reason_row,
 )
 from gwcore._speedups.ring cimport ring_room
@@ -92,7 +92,7 @@ cdef void client_input(Worker *w, Conn *c) noexcept nogil:
             return
         if rc != RC_OK:
             if rc == RC_FAIL and not c.broken:
-                head_refuse(w, c, R_HEADERS_TOO_LARGE)
+                head_refuse(w, c, R_BUFFER_LIMIT)    # a head beyond the limits was refused before it filled the longest buffer
             else:
                 if c.state == C_HEAD:
                     w.lane.reasons[<int>R_CLIENT_CLOSED] += 1
@@ -150,7 +150,7 @@ cdef void client_head(Worker *w, Conn *c, const char *at, size_t size, size_t be
     limits.fields = w.plan.head.fields
     if size >= limits.head_bytes or memchr(at + before, c'\n', size - before) != NULL or not (BYTE_CLASS[<uint8_t>at[0]] & B_TOKEN or at[0] == c'\r'):
         head_init(h, LLHTTP_REQUEST)
-        rc = head_feed(h, at, 0, size, &limits)
+        rc = head_feed(h, at, size, &limits)
     if rc == RC_OK:
         exchange_begin(w, c, at, size)
         return

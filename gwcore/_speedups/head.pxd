@@ -1,4 +1,4 @@
-# Level 3. One message head, parsed by llhttp into offsets: nothing is copied, and the buffer may move between two feeds.
+# Level 3. One message head, parsed by llhttp into offsets: nothing is copied.
 from gwcore._speedups.cllhttp cimport llhttp_t
 from gwcore._speedups.types cimport size_t, uint32_t, uint64_t
 from libc.stdint cimport int64_t, uint8_t, uint16_t
@@ -62,7 +62,7 @@ cdef struct Head:
     Field f[256]
 
 cdef void head_init(Head *h, int kind) noexcept nogil
-cdef int head_feed(Head *h, const char *base, size_t done, size_t size, const HeadLimits *limits) noexcept nogil
+cdef int head_feed(Head *h, const char *base, size_t size, const HeadLimits *limits) noexcept nogil
 
 cdef inline uint32_t field_end(const Head *h, uint32_t i) noexcept nogil:
     """Where the line of field i ends, CRLF included."""

@@ -104,22 +104,21 @@ cdef int why_refused(const Head *h, int error, size_t size) noexcept nogil:
     return R_BAD_REQUEST
 
 
-cdef int head_feed(Head *h, const char *base, size_t done, size_t size, const HeadLimits *limits) noexcept nogil:
-    """Parse on: base[:done] was fed before, base[done:size] is new.
+cdef int head_feed(Head *h, const char *base, size_t size, const HeadLimits *limits) noexcept nogil:
+    """Parse base[:size], from its beginning, into a fresh h.
 
     RC_OK: the head is complete, h.size bytes long, fields classified. RC_AGAIN: more is needed. RC_FAIL: h.reason says why not.
-    O(new bytes), whatever the splits.
     """
     cdef int rc
     cdef uint32_t i
     cdef size_t fed = size
     h.base = base
     h.fields_max = limits.fields
-    if done == 0 and h.kind == LLHTTP_REQUEST and size >= 2 and base[0] == c'\r' and base[1] == c'\n':
+    if h.kind == LLHTTP_REQUEST and size >= 2 and base[0] == c'\r' and base[1] == c'\n':
         h.start = 2                         # RFC 9112 2.2: one empty line is forgiven
     if fed > limits.head_bytes + 4:
         fed = limits.head_bytes + 4         # look no further than a legal head reaches
-    rc = llhttp.execute(&h.p, base + done, fed - done) if fed > done else HPE_OK
+    rc = llhttp.execute(&h.p, base, fed) if fed else HPE_OK
     if rc == HPE_PAUSED:
         h.size = <uint32_t>(llhttp.error_pos(&h.p) - base)
         if h.url_len > limits.url_bytes:

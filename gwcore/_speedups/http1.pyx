@@ -434,5 +434,5 @@ cdef class RequestProbe:
         cdef int rc
         limits.url_bytes, limits.head_bytes, limits.fields = 8192, 32768, 100
         head_init(&self.h, LLHTTP_REQUEST)
-        rc = head_feed(&self.h, at, 0, size, &limits)
+        rc = head_feed(&self.h, at, size, &limits)
         return request_check(&self.h) if rc == RC_OK else rc

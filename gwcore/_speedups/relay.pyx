@@ -284,7 +284,7 @@ cdef void response_head(Worker *w, Exchange *x, const char *at, size_t size, siz
         rc = RC_AGAIN
         if size and (before == 0 or size >= limits.head_bytes or memchr(at + before, c'\n', size - before) != NULL):
             head_init(h, LLHTTP_RESPONSE)
-            rc = head_feed(h, at, 0, size, &limits)
+            rc = head_feed(h, at, size, &limits)
         if rc == RC_AGAIN:
             if conn_rest(w, x.up, at, size) != RC_OK:
                 exchange_fail(w, x, R_BUFFER_LIMIT, False)

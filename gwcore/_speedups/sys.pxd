@@ -125,10 +125,14 @@ cdef extern from *:
     #include <sanitizer/asan_interface.h>
     #define gw_poison(p, n) ASAN_POISON_MEMORY_REGION(p, n)
     #define gw_unpoison(p, n) ASAN_UNPOISON_MEMORY_REGION(p, n)
+    extern long fault_buffers __attribute__((weak));    /* tests/faults/shim.c, where it is loaded: the so-manieth buffer is refused */
+    #define gw_fault() (&fault_buffers != 0 && fault_buffers > 0 && --fault_buffers == 0)
     #else
+    #define gw_fault() 0
     #define gw_poison(p, n) ((void)0)
     #define gw_unpoison(p, n) ((void)0)
     #endif
     """
     void gw_poison(void *p, size_t n) nogil
     void gw_unpoison(void *p, size_t n) nogil
+    int gw_fault() nogil

@@ -63,7 +63,22 @@ def split_address(text: str) -> tuple[str, int]:
     m = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^:\[\]/\s]+)):(\d{1,5})", text)
     if not m or not 0 < int(m[3]) < 65536:
         raise ValueError(f"{text!r} is not an address; write host:port, [v6]:port or unix:/path")
+    if m[1]:
+        _, _, scope = m[1].partition("%")
+        if not is_ip(m[1]) or (scope and not (scope.isdigit() and int(scope) < 1 << 32)):
+            raise ValueError(f"{text!r} is not an address: {m[1]!r} is no IPv6 address (an interface behind % by its number)")
+    elif not is_name(m[2]):
+        raise ValueError(f"{text!r} is not an address: {m[2]!r} is no host name")
     return m[1] or m[2], int(m[3])
+
+
+def is_name(host: str) -> bool:
+    """Can it be asked for: labels of 1 to 63 letters, digits, hyphens and underscores, 253 in all? Others than ASCII by their IDNA form."""
+    try:
+        ascii_form = host if host.isascii() else host.encode("idna").decode()
+    except UnicodeError:
+        return False
+    return len(ascii_form) <= 253 and re.fullmatch(r"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?", ascii_form) is not None
 
 
 def is_ip(host: str) -> bool:

@@ -115,12 +115,11 @@ def _sockaddr(ip: str, port: int) -> bytes:
     ip, _, scope = ip.partition("%")
     if ":" not in ip:
         return struct.pack("=H", socket.AF_INET) + struct.pack("!H", port) + socket.inet_aton(ip) + bytes(8)
-    index = 0 if not scope else int(scope) if scope.isdigit() else socket.if_nametoindex(scope)
     return (
         struct.pack("=H", socket.AF_INET6)
         + struct.pack("!HI", port, 0)
         + socket.inet_pton(socket.AF_INET6, ip)
-        + struct.pack("=I", index)
+        + struct.pack("=I", int(scope or 0))
     )
 
 

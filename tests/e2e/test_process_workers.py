@@ -53,6 +53,7 @@ def test_counters_never_go_back_and_gauges_do(gateway):
         s.sendall(GET)
         read_reply(s)
         victim = g.pids()[0]
+        wait_until(lambda: g.status()["workers"][0]["requests"] == 1)  # counted after the answer has left
         before = g.status()["workers"][0]
         kill(victim)
         wait_until(lambda: replaced(g, 0, victim), 5)

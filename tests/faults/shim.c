@@ -16,6 +16,8 @@ enum { NONE, RECV, SEND, SENDMSG, CONNECT, ACCEPT, SOCKET, EPOLL_CTL, SPLICE, PI
 enum { SHORT = -1 };
 #define FDS 4096
 
+long fault_buffers; /* counted down at each buffer taken, in builds with a sanitizer (sys.pxd); the one that makes it 0 is refused */
+
 static int armed_call, armed_fault;      /* which call, and the errno it gets (SHORT: one byte only) */
 static long armed_at;                    /* at its so-manieth */
 static long calls[CALLS];

@@ -22,9 +22,14 @@ def shim(tmp_path_factory) -> Path:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "call",
-    [[c] for c in ("recv", "send", "sendmsg", "connect", "accept4", "socket", "epoll_ctl", "splice", "pipe2")]
-    + [["--warm", c] for c in ("connect", "socket", "epoll_ctl")],
-    ids="-".join,
+    [[c] for c in ("recv", "send", "sendmsg", "connect", "accept4", "socket", "epoll_ctl", "splice", "pipe2", "levels")]
+    + [["--warm", c] for c in ("connect", "socket", "epoll_ctl")]
+    + [
+        pytest.param(
+            ["buffers"], marks=pytest.mark.skipif(not os.environ.get("GWCORE_SANITIZED"), reason="only builds with a sanitizer count buffers")
+        )
+    ],
+    ids=lambda c: "-".join(c),
 )
 def test_every_call_fails_once_in_every_way(shim, call):
     environment = {**os.environ, "LD_PRELOAD": " ".join(filter(None, [os.environ.get("LD_PRELOAD", ""), str(shim)]))}

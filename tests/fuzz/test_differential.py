@@ -1,7 +1,7 @@
 """Requests built and mutated by hypothesis go through a real data plane; h11, an independent parser, judges what reaches the upstream.
 
 What the upstream gets must be whole requests for h11, one for each answer that is not a refusal, with the body that was meant; and any
-split of the bytes gives the same outcome. `GWCORE_FUZZ_EXAMPLES=20000` for a long run (ci/fuzz.sh). Inputs that once mattered stand in corpus/.
+split of the bytes gives the same outcome. `GWCORE_FUZZ_EXAMPLES=20000` for a long run (ci/fuzz.sh). Inputs that once mattered stand in corpus/plane.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tests.support import SLACK, Conversation, PlaneThread, Upstream, ok, proxy_config
 
 EXAMPLES = int(os.environ.get("GWCORE_FUZZ_EXAMPLES", "150"))
-CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.bin"))
+CORPUS = sorted((Path(__file__).parent / "corpus" / "plane").glob("*.bin"))
 
 token = st.text("abcXYZ-09_", min_size=1, max_size=8)
 value = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=20).map(str.strip)

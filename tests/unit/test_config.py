@@ -60,6 +60,11 @@ def test_every_error_at_once_with_its_place():
     [
         (("upstream: users", "upstream: user"), "there is no upstream user; did you mean users?"),
         (("127.0.0.1:8080", "127.0.0.1"), "is not an address; write host:port"),
+        (("127.0.0.1:8080", "127..0.1:8080"), "'127..0.1' is no host name"),
+        (("127.0.0.1:8080", '"a\\x01b:8080"'), "is no host name"),
+        (("127.0.0.1:8080", "'" + "é" * 64 + ":8080'"), "is no host name"),
+        (("127.0.0.1:8080", "'[::1::]:8080'"), "is no IPv6 address"),
+        (("127.0.0.1:8080", "'[fe80::1%99999999999]:8080'"), "is no IPv6 address"),
         (("methods: [GET, POST]", "methods: [get]"), "methods are upper case"),
         (("prefix: /api/", "prefix: api"), "must begin with /"),
         (("prefix: /api/", "prefix: /api/, path: /x"), "give one of path, prefix and regex"),
