@@ -13,7 +13,8 @@ from gwcore._speedups.conn cimport (
 from gwcore._speedups.forward cimport forward_interim, forward_response
 from gwcore._speedups.head cimport Head, HeadLimits, head_feed, head_init
 from gwcore._speedups.histogram cimport histogram_cell
-from gwcore._speedups.http1 cimport BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, M_HEAD, response_body, response_check
+from gwcore._speedups.fields cimport M_HEAD
+from gwcore._speedups.http1 cimport BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, response_body, response_check
 from gwcore._speedups.proxyproto cimport proxy_write
 from gwcore._speedups.reasons cimport (
     RETRY_ANY, R_BAD_RESPONSE, R_BUFFER_LIMIT, R_CONNECT_TIMEOUT, R_DNS_FAILED, R_HEADERS_TOO_LARGE, R_NO_ENDPOINT, R_QUEUE_FULL,
