@@ -3,9 +3,8 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
 from gwcore._speedups.conn cimport random_next
-from gwcore._speedups.fields cimport F_COOKIE, same_word
+from gwcore._speedups.fields cimport F_COOKIE, M_GET, same_word
 from gwcore._speedups.head cimport Field
-from gwcore._speedups.http1 cimport M_GET
 from gwcore._speedups.path cimport path_normalise
 from gwcore._speedups.plan cimport HASH_COOKIE, HASH_CLIENT, Str, hash_bytes, plan_text, plan_upgrade
 from gwcore._speedups.reasons cimport R_BAD_PATH, R_URI_TOO_LONG

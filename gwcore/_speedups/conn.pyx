@@ -98,7 +98,7 @@ cdef int conn_send(Worker *w, Conn *c, OutList *o) noexcept nogil:
             break
     if n == <ssize_t>o.bytes:
         o.n = 0
-        o.text_used = 0
+        o.text_used = o.room = 0
         o.bytes = 0
         return RC_OK
     if n == -1:

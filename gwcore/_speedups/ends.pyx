@@ -13,7 +13,7 @@ from gwcore._speedups.conn cimport (
 )
 from gwcore._speedups.copenssl cimport SSL_R_HTTP_REQUEST
 from gwcore._speedups.histogram cimport histogram_cell
-from gwcore._speedups.http1 cimport M_HEAD
+from gwcore._speedups.fields cimport M_HEAD
 from gwcore._speedups.outlist cimport out_reset
 from gwcore._speedups.reasons cimport R_BAD_PROXY_HEADER, R_BAD_REQUEST, R_CLIENT_CLOSED, R_CONNECTION_LIMIT
 from gwcore._speedups.shm cimport RouteCell

@@ -20,14 +20,12 @@ from gwcore._speedups.conn cimport (
     LOOK_LOG_MS, SCRATCH_BYTES, C_BUSY, C_CONNECTING, C_HEAD, C_IDLE, C_LINGER, Conn, Worker, conn_again, conn_arm, conn_flush,
     conn_move, conn_read, conn_rest, conn_send, worker_look,
 )
-from gwcore._speedups.fields cimport B_TOKEN, BYTE_CLASS
+from gwcore._speedups.fields cimport BYTE_CLASS, B_TOKEN, M_DELETE, M_GET, M_HEAD, M_OPTIONS, M_PUT, M_TRACE
 from gwcore._speedups.forward cimport exchange_note, forward_request
 from gwcore._speedups.greet cimport greet
 from gwcore._speedups.handshake cimport handshake_due
 from gwcore._speedups.head cimport Head, HeadLimits, head_feed, head_init
-from gwcore._speedups.http1 cimport (
-    BODY_CHUNKED, BODY_LENGTH, M_DELETE, M_GET, M_HEAD, M_OPTIONS, M_PUT, M_TRACE, host_normal, request_check,
-)
+from gwcore._speedups.http1 cimport BODY_CHUNKED, BODY_LENGTH, host_normal, request_check
 from gwcore._speedups.idle cimport idle_outlived, idle_peer_closed
 from gwcore._speedups.origin cimport origin_find
 from gwcore._speedups.outlist cimport out_reset, out_store

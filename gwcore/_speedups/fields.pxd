@@ -1,4 +1,4 @@
-# Level 2. Header field names that the gateway knows, and byte classes of RFC 9110.
+# Level 1. Header field names that the gateway knows, methods, and byte classes of RFC 9110.
 from gwcore._speedups.types cimport size_t
 from libc.stdint cimport uint8_t
 
@@ -21,6 +21,10 @@ cdef enum:
     B_HEX = 8
     B_UNRESERVED = 16        # RFC 3986 2.3
     B_VALUE = 32             # may stand in a field value
+    B_HOST = 64              # may stand in a host name (RFC 3986 3.2.2, but for the comma)
+
+cdef enum Method:            # llhttp's numbers
+    M_DELETE = 0, M_GET = 1, M_HEAD = 2, M_POST = 3, M_PUT = 4, M_CONNECT = 5, M_OPTIONS = 6, M_TRACE = 7, M_PATCH = 28
 
 cdef uint8_t BYTE_CLASS[256]
 cdef uint8_t LOWER[256]

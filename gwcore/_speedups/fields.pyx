@@ -1,8 +1,8 @@
 """Field names and byte classes: which bytes may stand where, and a switch from a name to its id."""
-from libc.string cimport memcmp, memcpy, strlen
+from libc.string cimport memchr, memcmp, memcpy, memset, strlen
 
 from gwcore._speedups.types cimport size_t
-from libc.stdint cimport uint8_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 
 cdef void tables_fill():
@@ -18,7 +18,8 @@ cdef void tables_fill():
                          | (B_DIGIT if digit else 0)
                          | (B_HEX if digit or chr(i) in "abcdefABCDEF" else 0)
                          | (B_UNRESERVED if letter or digit or i in b"-._~" else 0)
-                         | (B_VALUE if i == 9 or (i >= 32 and i != 127) else 0))
+                         | (B_VALUE if i == 9 or (i >= 32 and i != 127) else 0)
+                         | (B_HOST if letter or digit or i in b"!$%&'()*+-.;=_~" else 0))
 
 tables_fill()
 
@@ -42,95 +43,135 @@ cdef bint all_bytes(const char *at, size_t size, uint8_t wanted) noexcept nogil:
     return True
 
 
+cdef struct Word:            # a name of up to 16 bytes in two loads that may overlap, for one comparison without a loop
+    uint64_t a
+    uint64_t b
+
 cdef struct Name:
     const char *text
+    uint32_t size
     int id
+    Word low                 # in lower case
+    Word case                # 0x20 where a letter stands
 
-# by first letter, so that a usual name meets two or three comparisons of lengths
-cdef Name[29] NAMES
-NAMES[0] = Name(b"authorization", F_AUTHORIZATION)
-NAMES[1] = Name(b"connection", F_CONNECTION)
-NAMES[2] = Name(b"content-length", F_CONTENT_LENGTH)
-NAMES[3] = Name(b"content-type", F_CONTENT)
-NAMES[4] = Name(b"content-encoding", F_CONTENT)
-NAMES[5] = Name(b"content-range", F_CONTENT)
-NAMES[6] = Name(b"cookie", F_COOKIE)
-NAMES[7] = Name(b"date", F_DATE)
-NAMES[8] = Name(b"expect", F_EXPECT)
-NAMES[9] = Name(b"forwarded", F_FORWARDED)
-NAMES[10] = Name(b"host", F_HOST)
-NAMES[11] = Name(b"http2-settings", F_HTTP2_SETTINGS)
-NAMES[12] = Name(b"idempotency-key", F_IDEMPOTENCY_KEY)
-NAMES[13] = Name(b"keep-alive", F_KEEP_ALIVE)
-NAMES[14] = Name(b"max-forwards", F_MAX_FORWARDS)
-NAMES[15] = Name(b"proxy", F_PROXY)
-NAMES[16] = Name(b"proxy-connection", F_PROXY_CONNECTION)
-NAMES[17] = Name(b"server", F_SERVER)
-NAMES[18] = Name(b"set-cookie", F_SET_COOKIE)
-NAMES[19] = Name(b"te", F_TE)
-NAMES[20] = Name(b"trailer", F_TRAILER)
-NAMES[21] = Name(b"transfer-encoding", F_TRANSFER_ENCODING)
-NAMES[22] = Name(b"upgrade", F_UPGRADE)
-NAMES[23] = Name(b"via", F_VIA)
-NAMES[24] = Name(b"x-forwarded-for", F_X_FORWARDED_FOR)
-NAMES[25] = Name(b"x-forwarded-proto", F_X_FORWARDED_PROTO)
-NAMES[26] = Name(b"x-forwarded-host", F_X_FORWARDED_HOST)
-NAMES[27] = Name(b"x-forwarded-port", F_X_FORWARDED_PORT)
-NAMES[28] = Name(b"x-real-ip", F_X_REAL_IP)
 
-cdef uint8_t[29] NAME_SIZE
-cdef uint8_t[257] FIRST          # first letter -> first row; FIRST[c + 1] need not follow, rows are sorted
-cdef uint8_t[256] ROWS
+cdef inline void word_read(const char *at, size_t size, Word *w) noexcept nogil:
+    cdef uint32_t low, high
+    if size >= 8:
+        memcpy(&w.a, at, 8)
+        memcpy(&w.b, at + (size - 8), 8)
+    elif size >= 4:
+        memcpy(&low, at, 4)
+        memcpy(&high, at + (size - 4), 4)
+        w.a = <uint64_t>high << 32 | low
+        w.b = 0
+    else:
+        w.a = <uint64_t><uint8_t>at[0] << 16 | <uint64_t><uint8_t>at[size // 2] << 8 | <uint8_t>at[size - 1]
+        w.b = 0
+
+
+cdef Name name(const char *text, int id_) noexcept:
+    cdef Name n
+    cdef char[32] letters
+    cdef size_t i, size = strlen(text)
+    n.text, n.id, n.size = text, id_, <uint32_t>size
+    for i in range(size):
+        letters[i] = 0x20 if text[i] >= c'a' else 0
+    word_read(text, size, &n.low)
+    word_read(letters, size, &n.case)
+    return n
+
+cdef Name[30] NAMES
+NAMES[0] = name(b"authorization", F_AUTHORIZATION)
+NAMES[1] = name(b"connection", F_CONNECTION)
+NAMES[2] = name(b"content-length", F_CONTENT_LENGTH)
+NAMES[3] = name(b"content-type", F_CONTENT)
+NAMES[4] = name(b"content-encoding", F_CONTENT)
+NAMES[5] = name(b"content-range", F_CONTENT)
+NAMES[6] = name(b"cookie", F_COOKIE)
+NAMES[7] = name(b"date", F_DATE)
+NAMES[8] = name(b"expect", F_EXPECT)
+NAMES[9] = name(b"forwarded", F_FORWARDED)
+NAMES[10] = name(b"host", F_HOST)
+NAMES[11] = name(b"http2-settings", F_HTTP2_SETTINGS)
+NAMES[12] = name(b"idempotency-key", F_IDEMPOTENCY_KEY)
+NAMES[13] = name(b"keep-alive", F_KEEP_ALIVE)
+NAMES[14] = name(b"max-forwards", F_MAX_FORWARDS)
+NAMES[15] = name(b"proxy", F_PROXY)
+NAMES[16] = name(b"proxy-connection", F_PROXY_CONNECTION)
+NAMES[17] = name(b"server", F_SERVER)
+NAMES[18] = name(b"set-cookie", F_SET_COOKIE)
+NAMES[19] = name(b"te", F_TE)
+NAMES[20] = name(b"trailer", F_TRAILER)
+NAMES[21] = name(b"transfer-encoding", F_TRANSFER_ENCODING)
+NAMES[22] = name(b"upgrade", F_UPGRADE)
+NAMES[23] = name(b"via", F_VIA)
+NAMES[24] = name(b"x-forwarded-for", F_X_FORWARDED_FOR)
+NAMES[25] = name(b"x-forwarded-proto", F_X_FORWARDED_PROTO)
+NAMES[26] = name(b"x-forwarded-host", F_X_FORWARDED_HOST)
+NAMES[27] = name(b"x-forwarded-port", F_X_FORWARDED_PORT)
+NAMES[28] = name(b"x-real-ip", F_X_REAL_IP)
+NAMES[29] = name(b"x-request-id", F_X_REQUEST_ID)
+
+cdef enum: SLOTS = 128
+cdef uint8_t[SLOTS] SLOT         # row + 1 by slot of the hash; 0 = none
+cdef uint64_t MULTIPLIER         # found at import: with it no two names share a slot
+
+
+cdef inline uint32_t slot_of(const Word *w, uint64_t multiplier) noexcept nogil:
+    return <uint32_t>(((w.a | <uint64_t>0x2020202020202020) ^ (w.b | <uint64_t>0x2020202020202020) * 3) * multiplier >> 57)
+
 
 cdef void names_index() noexcept:
-    cdef int i
-    for i in range(29):
-        NAME_SIZE[i] = <uint8_t>strlen(NAMES[i].text)
-        if ROWS[<uint8_t>NAMES[i].text[0]] == 0:
-            FIRST[<uint8_t>NAMES[i].text[0]] = i
-        ROWS[<uint8_t>NAMES[i].text[0]] += 1
+    global MULTIPLIER
+    cdef int i, rows = 30
+    cdef uint32_t slot
+    cdef uint64_t multiplier = <uint64_t>0x9e3779b97f4a7c15
+    while True:
+        multiplier = multiplier * <uint64_t>0x5851f42d4c957f2d + 2
+        memset(SLOT, 0, sizeof(SLOT))
+        for i in range(rows):
+            slot = slot_of(&NAMES[i].low, multiplier)
+            if SLOT[slot]:
+                break
+            SLOT[slot] = <uint8_t>(i + 1)
+        else:
+            MULTIPLIER = multiplier
+            return
 
 names_index()
 
 
 cdef int x_field(const char *name, size_t size) noexcept nogil:
-    """Names beginning with x, and underscore aliases of those that we set: WSGI and CGI cannot tell the two apart."""
+    """Underscore aliases of the names beginning with x that we set: WSGI and CGI cannot tell the two apart."""
     cdef char low[20]
     cdef size_t i
-    cdef bint alias = False
     if size >= 9 and same_word(name, 9, b"x-gwcore-", 9):
         return F_X_GWCORE
-    if size > sizeof(low):
+    if size > sizeof(low) or memchr(name, c'_', size) == NULL:
         return F_OTHER
     for i in range(size):
-        low[i] = LOWER[<uint8_t>name[i]]
-        if low[i] == c'_':
-            low[i] = c'-'
-            alias = True
-    for i in range(24, 29):
-        if NAME_SIZE[i] == size and memcmp(low, NAMES[i].text, size) == 0:
-            return F_ALIAS if alias else NAMES[i].id
-    if size == 12 and memcmp(low, <const char *>b"x-request-id", 12) == 0:
-        return F_ALIAS if alias else F_X_REQUEST_ID
-    if size >= 9 and memcmp(low, <const char *>b"x-gwcore-", 9) == 0:
-        return F_ALIAS
-    return F_OTHER
+        low[i] = c'-' if name[i] == c'_' else <char>LOWER[<uint8_t>name[i]]
+    i = <size_t>field_id(low, size)
+    return F_ALIAS if i != F_OTHER or (size >= 9 and memcmp(low, <const char *>b"x-gwcore-", 9) == 0) else F_OTHER
 
 
 cdef int field_id(const char *name, size_t size) noexcept nogil:
     """The id of a field name, whatever its case; F_OTHER for a stranger."""
-    cdef uint8_t first
-    cdef int i, row
+    cdef Word w
+    cdef const Name *n
+    cdef uint8_t row
     if size == 0:
         return F_OTHER
-    first = LOWER[<uint8_t>name[0]]
-    if first == c'x':
+    word_read(name, size, &w)
+    row = SLOT[slot_of(&w, MULTIPLIER)]
+    if row:
+        n = &NAMES[row - 1]
+        if n.size == size and w.a | n.case.a == n.low.a and w.b | n.case.b == n.low.b and (size <= 16 or same_word(name, size, n.text, size)):
+            return n.id
+    if name[0] | 32 == c'x':
         return x_field(name, size)
-    row = FIRST[first]
-    for i in range(row, row + ROWS[first]):
-        if NAME_SIZE[i] == size and same_word(name, size, NAMES[i].text, size):
-            return NAMES[i].id
-    return F_CONTENT if size > 8 and first == c'c' and same_word(name, 8, b"content-", 8) else F_OTHER
+    return F_CONTENT if name[0] | 32 == c'c' and size > 8 and same_word(name, 8, b"content-", 8) else F_OTHER
 
 
 METHOD_NAMES = ("DELETE GET HEAD POST PUT CONNECT OPTIONS TRACE COPY LOCK MKCOL MOVE PROPFIND PROPPATCH SEARCH UNLOCK BIND REBIND UNBIND ACL "

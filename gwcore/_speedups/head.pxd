@@ -31,6 +31,9 @@ cdef struct Head:
     uint16_t reason          # Reason, when parsing failed
     uint8_t kind             # LLHTTP_REQUEST or LLHTTP_RESPONSE
     uint8_t in_value         # the last callback was a value's
+    uint8_t by_llhttp        # tests only: no head is plain
+    uint8_t plain            # head_plain read it
+    uint8_t tidy             # ... and every line is `Name: value CR LF` to the letter
     # what http1 read from it
     uint8_t method           # llhttp's number
     uint8_t http10

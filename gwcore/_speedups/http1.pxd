@@ -3,9 +3,6 @@ from gwcore._speedups.head cimport Head
 from gwcore._speedups.types cimport size_t, uint64_t
 from libc.stdint cimport int64_t
 
-cdef enum Method:            # llhttp's numbers
-    M_DELETE = 0, M_GET = 1, M_HEAD = 2, M_POST = 3, M_PUT = 4, M_CONNECT = 5, M_OPTIONS = 6, M_TRACE = 7
-
 cdef enum BodyKind:
     BODY_NONE
     BODY_LENGTH              # so many bytes

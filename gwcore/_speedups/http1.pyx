@@ -3,19 +3,18 @@ from libc.stddef cimport size_t
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t
 from libc.string cimport memchr, memcmp
 
-from gwcore._speedups.cllhttp cimport LLHTTP_REQUEST
+from gwcore._speedups.cllhttp cimport LLHTTP_REQUEST, LLHTTP_RESPONSE
 from gwcore._speedups.fields cimport (
-    B_DIGIT, B_HEX, B_TARGET, B_TOKEN, B_VALUE, BYTE_CLASS, F_AUTHORIZATION, F_CONNECTION, F_CONTENT_LENGTH, F_DATE,
+    B_DIGIT, B_HEX, B_HOST, B_TARGET, B_TOKEN, B_VALUE, BYTE_CLASS, F_AUTHORIZATION, F_CONNECTION, F_CONTENT_LENGTH, F_DATE,
     F_EXPECT, F_HOP_LAST, F_HOST, F_IDEMPOTENCY_KEY, F_KEEP_ALIVE, F_MAX_FORWARDS, F_TE, F_TRANSFER_ENCODING, F_UPGRADE, F_VIA, F_X_FORWARDED_FOR,
-    F_X_REAL_IP, F_X_REQUEST_ID, LOWER, all_bytes, same_word,
+    F_X_REAL_IP, F_X_REQUEST_ID, LOWER, M_CONNECT, M_OPTIONS, all_bytes, same_word,
 )
 from gwcore._speedups.head cimport Field, Head, HeadLimits, field_end, head_feed, head_init
-from gwcore._speedups.llhttp cimport llhttp
 from gwcore._speedups.reasons cimport (
     R_BAD_FRAMING, R_BAD_HEADER, R_BAD_HOST, R_BAD_PATH, R_BAD_REQUEST, R_BAD_RESPONSE, R_EXPECTATION_FAILED,
     R_HTTP_VERSION, R_METHOD_NOT_ALLOWED, R_NOT_IMPLEMENTED,
 )
-from gwcore._speedups.types cimport RC_AGAIN, RC_OK
+from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL, RC_OK
 
 
 cdef size_t list_next(const char *at, size_t size, size_t *pos, const char **item) noexcept nogil:
@@ -37,7 +36,6 @@ cdef int host_check(const char *at, size_t size) noexcept nogil:
     """uri-host [":" port] of RFC 9110 7.2, or nothing at all. 0 = well-formed."""
     cdef size_t i = 0, port
     cdef int64_t number = 0
-    cdef uint8_t c
     if size == 0:
         return 0
     if size > 255 + 6:
@@ -50,10 +48,7 @@ cdef int host_check(const char *at, size_t size) noexcept nogil:
             return -1
         i += 1
     else:
-        while i < size and at[i] != c':':
-            c = <uint8_t>at[i]
-            if not (BYTE_CLASS[c] & B_TOKEN or c == c'%' or c == c'(' or c == c')' or c == c';' or c == c'=') or c == c'#' or c == c'^' or c == c'|' or c == c'`':
-                return -1
+        while i < size and BYTE_CLASS[<uint8_t>at[i]] & B_HOST:
             i += 1
         if i == 0:
             return -1
@@ -74,21 +69,13 @@ cdef int host_check(const char *at, size_t size) noexcept nogil:
 cdef size_t host_normal(const char *at, size_t size, char *out) noexcept nogil:
     """The host in lower case, without port and trailing dot, written to out (room for 261 bytes); its length."""
     cdef size_t i, n = size
-    if size and at[0] == c'[':
-        for i in range(size):
-            if at[i] == c']':
-                n = i + 1
-                break
-    else:
-        for i in range(size):
-            if at[i] == c':':
-                n = i
-                break
-    if n and at[n - 1] == c'.':
-        n -= 1
-    for i in range(n):
+    cdef char last = c']' if size and at[0] == c'[' else c':'
+    for i in range(size):
         out[i] = LOWER[<uint8_t>at[i]]
-    return n
+        if at[i] == last:
+            n = i + (last == c']')
+            break
+    return n - 1 if n and at[n - 1] == c'.' else n
 
 
 cdef void trim(const Head *h, Field *f) noexcept nogil:
@@ -189,13 +176,14 @@ cdef int fields_check(Head *h) noexcept nogil:
     h.host_field = h.upgrade_field = h.id_field = h.xff_field = h.keep_field = -1
     for i in range(h.n):
         f = &h.f[i]
-        end = field_end(h, i)
-        if f.value_len == 0:                 # llhttp's span of an empty value may stand behind the line
-            f.value = f.name + f.name_len + 1
-        # a line ends in CR LF and holds no other; a name touches its colon (older llhttp let a space stand between)
-        if not BYTE_CLASS[<uint8_t>h.base[f.name + f.name_len - 1]] & B_TOKEN or h.base[f.name + f.name_len] != c':' or end < f.value + f.value_len + 2 or h.base[end - 1] != c'\n' or h.base[end - 2] != c'\r':
-            return R_BAD_HEADER
-        trim(h, f)
+        if not h.plain:
+            end = field_end(h, i)
+            if f.value_len == 0:             # llhttp's span of an empty value may stand behind the line
+                f.value = f.name + f.name_len + 1
+            # a line ends in CR LF and holds no other; a name touches its colon (older llhttp let a space stand between)
+            if not BYTE_CLASS[<uint8_t>h.base[f.name + f.name_len - 1]] & B_TOKEN or h.base[f.name + f.name_len] != c':' or end < f.value + f.value_len + 2 or h.base[end - 1] != c'\n' or h.base[end - 2] != c'\r':
+                return R_BAD_HEADER
+            trim(h, f)
         if f.id == 0:
             continue
         if f.id <= F_HOP_LAST:
@@ -260,7 +248,7 @@ cdef int target_check(Head *h) noexcept nogil:
     cdef uint32_t n = h.url_len, a, i
     h.absolute = 0
     h.authority = h.authority_len = 0
-    if not all_bytes(url, n, B_TARGET):
+    if not h.plain and not all_bytes(url, n, B_TARGET):
         return R_BAD_PATH
     if h.method == M_CONNECT:
         return R_METHOD_NOT_ALLOWED
@@ -301,9 +289,13 @@ cdef int request_check(Head *h) noexcept nogil:
     """Is this complete request head one that we serve? 0, or the Reason why not."""
     cdef const char *line = h.base + h.start
     cdef const char *behind = h.base + h.url + h.url_len
-    cdef const Field *f
     cdef int rc
-    h.method = <uint8_t>llhttp.method(&h.p)
+    if h.plain:
+        h.http10 = 0
+        rc = fields_check(h) or target_check(h)
+        if rc:
+            return rc
+        return host_field_check(h)
     # exactly one space between method, target and version
     if h.url < h.start + 2 or h.base[h.url - 1] != c' ' or not all_bytes(line, h.url - 1 - h.start, B_TOKEN):
         return R_BAD_REQUEST
@@ -319,6 +311,12 @@ cdef int request_check(Head *h) noexcept nogil:
     rc = target_check(h)
     if rc:
         return rc
+    return host_field_check(h)
+
+
+cdef int host_field_check(Head *h) noexcept nogil:
+    """Host is there, well-formed, and what the target says if that says anything."""
+    cdef const Field *f
     if h.host_field < 0:
         return 0 if h.http10 or h.absolute else R_BAD_HOST
     f = &h.f[h.host_field]
@@ -362,8 +360,12 @@ cdef bint same_host(const char *a, size_t n, const char *b, size_t m, uint32_t u
 cdef int response_check(Head *h, bint to_head) noexcept nogil:
     """Is this complete response head one that we pass on? 0, or the Reason why not. Fills status_line."""
     cdef const char *line = h.base
-    cdef const char *end = <const char *>memchr(line, c'\n', h.size)
+    cdef const char *end
     cdef size_t n
+    if h.plain:
+        h.http10 = 0
+        return R_BAD_RESPONSE if fields_check(h) else 0
+    end = <const char *>memchr(line, c'\n', h.size)
     if end == NULL:
         return R_BAD_RESPONSE
     n = end - line + 1
@@ -420,6 +422,28 @@ cdef class RequestProbe:
         """What becomes of a request head: 'good', 'again' or 'bad'."""
         cdef int rc = self._once(text, len(text))
         return "good" if rc == 0 else "again" if rc == RC_AGAIN else "bad"
+
+    def story(self, bytes text, bint response, bint by_llhttp):
+        """All that is known of a head after its checks, read either way: whether it was plain, then what must not depend on it."""
+        cdef HeadLimits limits
+        cdef Head *h = &self.h
+        cdef int rc, reason = 0
+        limits.url_bytes, limits.head_bytes, limits.fields = 2000, 4000, 20
+        head_init(h, LLHTTP_RESPONSE if response else LLHTTP_REQUEST)
+        h.by_llhttp = by_llhttp
+        rc = head_feed(h, text, len(text), &limits)
+        if rc == RC_OK:
+            reason = response_check(h, False) if response else request_check(h)
+        elif rc == RC_FAIL:
+            reason = h.reason
+        if rc != RC_OK or reason:
+            return bool(h.plain), (rc, reason)
+        fields = [(h.f[i].name, h.f[i].name_len, h.f[i].value, h.f[i].value_len, h.f[i].id, h.f[i].drop) for i in range(h.n)]
+        flags = (h.http10, h.keep_alive, h.chunked, h.has_length, h.expects_continue, h.te_trailers, h.wants_upgrade, h.has_date, h.has_key,
+                 h.has_authorization, h.length, h.max_forwards, h.host_field, h.upgrade_field, h.id_field, h.xff_field)
+        if response:
+            return bool(h.plain), (h.size, fields, flags, h.status, h.status_line)
+        return bool(h.plain), (h.size, fields, flags, h.start, h.method, h.absolute, h.path, h.path_len, h.query, h.query_len, h.authority, h.authority_len)
 
     def repeat(self, bytes text, int n):
         """Judge n times without Python in between."""

@@ -9,7 +9,7 @@ from gwcore._speedups.types cimport RC_FAIL, RC_OK, size_t
 
 cdef void out_reset(OutList *o) noexcept nogil:
     o.n = 0
-    o.text_used = 0
+    o.text_used = o.room = 0
     o.bytes = 0
     o.failed = False
     if o.spill.bytes:
@@ -27,6 +27,7 @@ cdef void out_add(OutList *o, const char *at, size_t size) noexcept nogil:
     cdef iovec *last
     if size == 0:
         return
+    o.room = 0
     o.bytes += size
     if o.spill.bytes or o.failed:
         out_spill(o, at, size)
@@ -44,18 +45,20 @@ cdef void out_add(OutList *o, const char *at, size_t size) noexcept nogil:
     o.n += 1
 
 
-cdef void out_copy(OutList *o, const char *at, size_t size) noexcept nogil:
-    """Add bytes that do not live until the write: they are copied to the list's own text."""
+cdef void out_text(OutList *o, const char *at, size_t size) noexcept nogil:
+    """out_copy where the last slice is not the text's end, or the text is used up."""
+    if size == 0:
+        return
     if o.text_used + size > OUT_TEXT:
-        if o.spill.bytes == 0 and size:
-            out_spill(o, at, size)
-            o.bytes += size
-        else:
-            out_add(o, at, size)
+        o.room = 0
+        o.bytes += size
+        out_spill(o, at, size)
         return
     memcpy(o.text + o.text_used, at, size)
     out_add(o, o.text + o.text_used, size)
     o.text_used += <uint32_t>size
+    if not o.spill.bytes and not o.failed:
+        o.room = OUT_TEXT - o.text_used
 
 
 cdef void out_number(OutList *o, uint64_t n, int base) noexcept nogil:

@@ -11,7 +11,8 @@ from gwcore._speedups.conn cimport Conn, Worker, conn_again, conn_arm, conn_read
 from gwcore._speedups.forward cimport forward_interim, forward_response
 from gwcore._speedups.head cimport Head, HeadLimits, head_feed, head_init
 from gwcore._speedups.histogram cimport histogram_cell
-from gwcore._speedups.http1 cimport BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, M_HEAD, keep_alive_ms, response_body, response_check
+from gwcore._speedups.fields cimport M_HEAD
+from gwcore._speedups.http1 cimport BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, keep_alive_ms, response_body, response_check
 from gwcore._speedups.idle cimport idle_peer_closed
 from gwcore._speedups.outlist cimport out_add, out_reset, out_store
 from gwcore._speedups.proxyproto cimport proxy_write

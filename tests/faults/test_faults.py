@@ -26,7 +26,8 @@ def shim(tmp_path_factory) -> Path:
     + [["--warm", c] for c in ("connect", "socket", "epoll_ctl")]
     + [
         pytest.param(
-            ["buffers"], marks=pytest.mark.skipif(not os.environ.get("GWCORE_SANITIZED"), reason="only builds with a sanitizer count buffers")
+            ["buffers"],
+            marks=pytest.mark.skipif(not os.environ.get("GWCORE_SANITIZED"), reason="only builds with a sanitizer count buffers"),
         )
     ],
     ids=lambda c: "-".join(c),
