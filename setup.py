@@ -34,6 +34,7 @@ LIBRARIES = {
     "gwcore._speedups.crypto": OPENSSL,
     "gwcore._speedups.tls": OPENSSL,
     "gwcore._speedups.tickets": OPENSSL,
+    "gwcore._speedups.tlsjobs": OPENSSL,
     "gwcore._speedups.handshakes": OPENSSL,
     "gwcore._speedups.handshake": OPENSSL,
     "gwcore._speedups.tlscontext": OPENSSL,

@@ -51,8 +51,15 @@ def _check(path: str) -> None:
     loaded = _load_or_exit(path)
     for w in loaded.warnings:
         click.echo(f"{w} (warning)", err=True)
+    from gwcore._speedups import crypto
     from gwcore.config.compile import compile_plan
 
+    own = loaded.config.tls.crypto
+    try:
+        crypto.use(own.providers, own.path, own.properties, own.engine)
+    except ValueError as why:
+        click.echo(f"{path}: {why}", err=True)
+        sys.exit(2)
     size = len(compile_plan(loaded.config))
     c = loaded.config
     click.echo(

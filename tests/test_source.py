@@ -35,6 +35,7 @@ LEVELS = {
     "breaker": 3,
     "router": 3,
     "tickets": 3,
+    "tlsjobs": 3,
     "tlscontext": 3,
     "tlsclient": 4,
     "handshakes": 3,

@@ -12,6 +12,7 @@ from gwcore._speedups.slab cimport Slab, SlabItem
 from gwcore._speedups.sys cimport sockaddr_storage
 from gwcore._speedups.timer cimport Timer, Wheel
 from gwcore._speedups.tls cimport Tls, TlsIo
+from gwcore._speedups.tlsjobs cimport Jobs
 from gwcore._speedups.tlsserver cimport TlsServer
 from gwcore._speedups.types cimport Link, Node, size_t, uint32_t, uint64_t
 from gwcore.pool cimport PoolItem
@@ -27,7 +28,7 @@ cdef enum:
     OUT_FLAT = 2048          # up to here one write of a copy costs less than one of several slices (0.2 us a message)
 
 cdef enum TimerKind: TIMER_CLIENT, TIMER_UPSTREAM, TIMER_WORKER
-cdef enum Side: CONN_CLIENT, CONN_UPSTREAM, CONN_LISTENER, CONN_CLOCK, CONN_CREW
+cdef enum Side: CONN_CLIENT, CONN_UPSTREAM, CONN_LISTENER, CONN_CLOCK, CONN_CREW, CONN_JOB, CONN_ORPHAN
 
 cdef enum ConnState:
     C_FREE
@@ -132,6 +133,7 @@ cdef struct Worker:          # one per process; the context of everything
     char *scratch
     char flat[2048]
     TlsIo tls
+    Jobs jobs                # sessions that outlive their connections until a provider is done
     Crew *crew               # threads for handshakes; NULL = this one does them
     Link greeting            # Node: connections whose handshake goes on in the next batch
     uint32_t greets          # steps of handshakes in this batch

@@ -18,6 +18,7 @@ from gwcore._speedups.timer cimport timer_arm, timer_cancel, timer_init
 from gwcore._speedups.tls cimport (
     TLS_FLOW_BYTES, TLS_IN_BYTES, TLS_OVERHEAD, TLS_RECORD, TLS_RECORD_FIRST, tls_bye, tls_end, tls_holds, tls_open, tls_out_room, tls_seal,
 )
+from gwcore._speedups.tlsjobs cimport job_orphan
 from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK, link_append, link_drop, link_init, size_t
 
 # from FREE, IDLE, HEAD, BUSY, LINGER, CONNECTING, READY, POOLED: the legal next states
@@ -448,6 +449,8 @@ cdef void tls_drop(Worker *w, Conn *c) noexcept nogil:
             send(c.fd, w.tls.out, w.tls.out_used, MSG_NOSIGNAL)
     if c.tls.ssl != NULL and not c.tls.due:
         w.lane.tls.sessions -= 1
+    if c.tls.waiting and job_orphan(&w.jobs, w.ep, &c.tls, c.plan, <uint64_t>CONN_ORPHAN << 28):
+        c.plan = NULL
     tls_end(&c.tls)
     buf_give(&w.bufs, c.tls.sealed)
     buf_give(&w.bufs, c.tls.who)

@@ -61,6 +61,14 @@ cdef extern from "<openssl/evp.h>" nogil:
     int EVP_PKEY_get_base_id(const EVP_PKEY *k)
     enum: EVP_PKEY_RSA, EVP_PKEY_EC, EVP_PKEY_ED25519, EVP_PKEY_RSA_PSS
 
+cdef extern from "<openssl/provider.h>" nogil:
+    ctypedef struct OSSL_PROVIDER
+    OSSL_PROVIDER *OSSL_PROVIDER_load(void *libctx, const char *name)
+    int OSSL_PROVIDER_set_default_search_path(void *libctx, const char *path)
+    const char *OSSL_PROVIDER_get0_name(const OSSL_PROVIDER *p)
+    int OSSL_PROVIDER_available(void *libctx, const char *name)
+    int EVP_set_default_properties(void *libctx, const char *properties)
+
 cdef extern from "<openssl/rand.h>" nogil:
     int RAND_bytes(unsigned char *out, int n)
 
@@ -195,6 +203,10 @@ cdef extern from "<openssl/ssl.h>" nogil:
     void SSL_set_accept_state(SSL *s)
     void SSL_set_connect_state(SSL *s)
     int SSL_do_handshake(SSL *s)
+    int SSL_get_all_async_fds(SSL *s, int *fds, size_t *n)
+    long SSL_set_mode(SSL *s, long mode)
+    long SSL_clear_mode(SSL *s, long mode)
+    enum: SSL_MODE_ASYNC
     int SSL_read(SSL *s, void *at, int n)
     int SSL_write(SSL *s, const void *at, int n)
     int SSL_shutdown(SSL *s)

@@ -10,12 +10,41 @@ from gwcore._speedups.copenssl cimport (
     EVP_CTRL_AEAD_GET_TAG, EVP_CTRL_AEAD_SET_TAG, EVP_DecryptFinal_ex, EVP_DecryptInit_ex, EVP_DecryptUpdate, EVP_EncryptFinal_ex,
     EVP_EncryptInit_ex, EVP_EncryptUpdate, EVP_PKEY, EVP_PKEY_EC, EVP_PKEY_ED25519, EVP_PKEY_RSA, EVP_PKEY_RSA_PSS, EVP_PKEY_free,
     EVP_PKEY_get_base_id, EVP_PKEY_get_bits, EVP_PKEY_get_security_bits, EVP_aes_256_gcm, EVP_sha256, GENERAL_NAME, GENERAL_NAMES, GENERAL_NAMES_free, GENERAL_NAME_get0_value,
-    GEN_DNS, GEN_IPADD, NID_subject_alt_name, OPENSSL_VERSION, OPENSSL_init_ssl, OpenSSL_version, PEM_read_bio_PrivateKey,
+    GEN_DNS, GEN_IPADD, NID_subject_alt_name, OPENSSL_VERSION, OPENSSL_init_ssl, OSSL_PROVIDER_load, OSSL_PROVIDER_set_default_search_path, EVP_set_default_properties, OpenSSL_version, PEM_read_bio_PrivateKey,
     PEM_read_bio_X509, PEM_read_bio_X509_CRL, SSL_CTX, SSL_CTX_free, SSL_CTX_new, SSL_CTX_set1_groups_list, SSL_CTX_set_cipher_list,
     SSL_CTX_set_ciphersuites, TLS_server_method, X509, X509_CRL, X509_CRL_free, X509_CRL_get0_nextUpdate, X509_NAME_oneline,
     X509_check_issued, X509_check_private_key, X509_digest, X509_free, X509_get0_notAfter, X509_get0_notBefore, X509_get0_pubkey,
     X509_get_ext_d2i, X509_get_issuer_name, X509_get_subject_name, sk_GENERAL_NAME_num, sk_GENERAL_NAME_value, tm_,
 )
+
+
+cdef extern from * nogil:
+    """
+    #include <openssl/engine.h>
+    #include <string.h>
+    /* The engine interface is deprecated and may be absent; everything of it is in this one function. */
+    static const char *gw_engine(const char *name) {
+    #ifdef OPENSSL_NO_ENGINE
+        return "this OpenSSL is built without engines; use a provider";
+    #else
+        ENGINE *e;
+    #pragma GCC diagnostic push
+    #pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+        ENGINE_load_builtin_engines();
+        if (strchr(name, '/')) {
+            e = ENGINE_by_id("dynamic");
+            if (!e || !ENGINE_ctrl_cmd_string(e, "SO_PATH", name, 0) || !ENGINE_ctrl_cmd_string(e, "LOAD", NULL, 0)) return "cannot be loaded";
+        } else if (!(e = ENGINE_by_id(name))) {
+            return "is not known";
+        }
+        if (!ENGINE_init(e)) return "does not start";
+        if (!ENGINE_set_default(e, ENGINE_METHOD_ALL)) return "cannot be made the default";
+    #pragma GCC diagnostic pop
+        return NULL;
+    #endif
+    }
+    """
+    const char *gw_engine(const char *name)
 
 
 def version() -> str:
@@ -200,6 +229,34 @@ def unwrap(key: bytes, sealed: bytes) -> bytes:
     if not good:
         raise ValueError("not wrapped with this secret")
     return bytes(out[:size])
+
+
+LOADED: list = []        # what this process has loaded; it stays
+
+
+def use(providers: list[str], path: str = "", properties: str = "", engine: str = "") -> None:
+    """Load providers (or an engine) for all that OpenSSL does in this process. Once is enough: later calls with the same arguments do nothing,
+    others are left for the next start. ValueError says what cannot be had."""
+    cdef bytes text
+    wanted = (tuple(providers), path, properties, engine)
+    if wanted == ((), "", "", ""):
+        return
+    if LOADED:
+        return
+    if path and OSSL_PROVIDER_set_default_search_path(NULL, path.encode()) != 1:
+        raise ValueError(f"tls.crypto.path {path}: {trouble('refused')}")
+    for name in providers:
+        text = name.encode()
+        if OSSL_PROVIDER_load(NULL, text) == NULL:
+            raise ValueError(f"tls.crypto.providers: {name} cannot be loaded: {trouble('refused')}")
+    if properties and EVP_set_default_properties(NULL, properties.encode()) != 1:
+        raise ValueError(f"tls.crypto.properties {properties!r}: {trouble('refused')}")
+    if engine:
+        text = engine.encode()
+        why = gw_engine(text)
+        if why != NULL:
+            raise ValueError(f"tls.crypto.engine {engine}: {why.decode()} ({trouble('no reason given')})")
+    LOADED.append(wanted)
 
 
 def accepts(kind: str, value: str) -> bool:

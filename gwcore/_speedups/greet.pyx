@@ -27,7 +27,7 @@ cdef bint greeted(Worker *w, Conn *c, int rc) noexcept nogil:
 
 cdef bint greet(Worker *w, Conn *c) noexcept nogil:
     """Go on with the handshake that a TLS connection begins with. True: it is over, and bytes may wait."""
-    if c.tls.away:
+    if c.tls.away or c.tls.waiting:
         return False
     if w.crew != NULL:
         if c.readable and crew_full(w.crew):

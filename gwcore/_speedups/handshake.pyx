@@ -1,14 +1,15 @@
 """The handshake of a client connection: in this thread, or given to the crew and taken back."""
 from libc.stddef cimport size_t
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from gwcore._speedups.buffer cimport buf_give, buf_room, buf_take
-from gwcore._speedups.conn cimport C_IDLE, LocalPlan, plan_release, sealed_push, window_fill, window_keep
+from gwcore._speedups.conn cimport CONN_JOB, C_IDLE, LocalPlan, plan_release, sealed_push, window_fill, window_keep
 from gwcore._speedups.copenssl cimport BIO_set_data, SSL_get_rbio, SSL_set_ex_data
 from gwcore._speedups.handshakes cimport crew_give, step_free
 from gwcore._speedups.slab cimport slab_get, slab_handle
 from gwcore._speedups.tls cimport TLS_IN_BYTES, TLS_OUT_BYTES, tls_begin, tls_holds, tls_io_open, tls_step
+from gwcore._speedups.tlsjobs cimport job_watch
 from gwcore._speedups.tlsserver cimport TlsServer, server_count, server_identity
 from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL, RC_OK
 
@@ -64,6 +65,8 @@ cdef int one_step(Worker *w, Conn *c) noexcept nogil:
         step = tls_step(&w.tls, &c.tls)
         if w.tls.out_used and sealed_push(w, c) == RC_FAIL:
             return RC_FAIL
+        if step == RC_AGAIN and c.tls.waiting:
+            return step if job_watch(w.ep, &c.tls, <uint64_t>c.item.gen << 32 | <uint64_t>CONN_JOB << 28 | c.item.slot) else RC_FAIL
         if step != RC_AGAIN or w.tls.in_left == 0:
             return step
 
@@ -72,14 +75,17 @@ cdef int steps(Worker *w, Conn *c) noexcept nogil:
     """As far as bytes are there. RC_OK: the handshake is over. RC_AGAIN: it waits for the peer. RC_DONE, RC_FAIL: the peer ended, or it
     failed (c.tls.error; the alert is sent)."""
     cdef int rc, step
+    cdef bint resumed = c.tls.paused         # the step goes on where it was, whether bytes came or not
+    c.tls.paused = 0
     while True:
         rc = window_fill(w, c, TLS_IN_BYTES)
-        if rc != RC_OK and not (rc == RC_AGAIN and tls_holds(&c.tls)):
+        if rc != RC_OK and not (rc == RC_AGAIN and (tls_holds(&c.tls) or resumed)):
             return rc
+        resumed = False
         step = one_step(w, c)
         if window_keep(w, c) != RC_OK:
             step = RC_FAIL
-        if step != RC_AGAIN:
+        if step != RC_AGAIN or c.tls.waiting:
             return step
         if rc == RC_AGAIN or not c.readable:
             return RC_AGAIN

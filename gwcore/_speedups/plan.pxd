@@ -172,6 +172,7 @@ cdef struct TlsSpec:         # of one listener
     uint32_t refuse_unknown  # names: an alert instead of the first policy
     uint32_t tickets         # sessions may be resumed by tickets
     uint32_t lifetime_s      # of a session
+    uint32_t asynchronous    # a provider may let handshakes wait
 
 cdef struct ListenerSpec:
     Str address
@@ -193,6 +194,10 @@ cdef struct PlanHead:
     Array tls
     Array clients            # TlsClientSpec
     Array regexes            # uint32 route index
+    Array providers          # Str, each with a NUL
+    Str provider_path        # the same
+    Str provider_properties
+    Str engine
     Str via_line             # "Via: 1.1 name\r\n"
     Str via_name
     Str id_header            # lower case name of the request id field

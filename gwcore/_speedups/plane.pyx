@@ -2,6 +2,8 @@
 import os
 import resource
 
+from gwcore._speedups import crypto
+
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
@@ -11,7 +13,7 @@ from gwcore._speedups.conn cimport C_POOLED, LISTENERS_MAX, Conn, LocalPlan, Wor
 from gwcore._speedups.connect cimport upstream_close
 from gwcore._speedups.copenssl cimport SSL_CTX, SSL_CTX_free
 from gwcore._speedups.ends cimport client_end
-from gwcore._speedups.plan cimport ListenerSpec, PlanHead, Route, UpstreamSpec, plan_refused, plan_route, plan_text, plan_upstream
+from gwcore._speedups.plan cimport ListenerSpec, PlanHead, Route, Str, UpstreamSpec, plan_refused, plan_route, plan_text, plan_upstream
 from gwcore._speedups.reactor cimport (
     Listener, Reactor, clock_arm, listener_add, listener_drop, reactor_clock, reactor_close, reactor_close_idle, reactor_crew, reactor_drain,
     reactor_open,
@@ -25,6 +27,7 @@ from gwcore._speedups.story cimport X_TUNNEL, Exchange
 from gwcore._speedups.sys cimport MAP_FAILED, MAP_SHARED, PROT_READ, mmap, munmap
 from gwcore._speedups.tls cimport tls_io_close
 from gwcore._speedups.tlsclient cimport client_build
+from gwcore._speedups.tlsjobs cimport jobs_close, jobs_waiting
 from gwcore._speedups.tlsserver cimport TlsServer, server_build, server_free
 from gwcore._speedups.types cimport link_drop, size_t
 from gwcore._speedups.upstream cimport Endpoint, Upstream, endpoint_free, upstream_free, upstream_new, upstream_update
@@ -133,6 +136,11 @@ cdef class Plane:
                 name = plan_text(p.head, r.name)[:r.name.len].decode()
                 plan_free(p)
                 raise ValueError(f"route {name}: regex: {error.decode()} at character {where}")
+        try:
+            use_crypto(p.head)
+        except ValueError:
+            plan_free(p)
+            raise
         for i in range(p.head.tls.n):
             p.servers[i].shared.ring, p.servers[i].shared.cell = &self.r.w.segment.tickets, &self.r.w.lane.tls
             if not server_build(&p.servers[i], p.head, i, error, sizeof(error)):
@@ -361,7 +369,7 @@ cdef class Plane:
             c = <Conn *>slab_at(&w.upstreams, i)
             pooled += c.item.live and c.state == C_POOLED
         return {"connections": w.clients.used, "upstream_connections": w.upstreams.used, "pooled": pooled, "exchanges": w.exchanges.used,
-                "buffers": w.bufs.used, "buffer_bytes": w.bufs.used_bytes, "timers": w.wheel.armed, "fds": w.fds,
+                "buffers": w.bufs.used, "buffer_bytes": w.bufs.used_bytes, "timers": w.wheel.armed, "fds": w.fds, "jobs": jobs_waiting(&w.jobs),
                 "waiting": sum([self.known[i].queue.n for i in range(self.n_known)]), "illegal_moves": w.lane.worker.illegal_moves}
 
     def close(self) -> None:
@@ -396,6 +404,7 @@ cdef class Plane:
             self.gone = gone.next_gone
             endpoint_free(gone)
         pipes_close(w)
+        jobs_close(&w.jobs)
         tls_io_close(&w.tls)
         slab_close(&w.clients)
         slab_close(&w.upstreams)
@@ -405,6 +414,14 @@ cdef class Plane:
     def __dealloc__(self):
         if not self.closed and self.r.w.ep >= 0:
             self.close()
+
+
+cdef use_crypto(const PlanHead *p):
+    """Load the plan's providers, before anything is made with them."""
+    cdef const Str *names = <const Str *>(<const char *>p + p.providers.off)
+    cdef uint32_t i
+    crypto.use([plan_text(p, names[i]).decode() for i in range(p.providers.n)], plan_text(p, p.provider_path).decode(),
+               plan_text(p, p.provider_properties).decode(), plan_text(p, p.engine).decode())
 
 
 cdef void plan_free(LocalPlan *p) noexcept:

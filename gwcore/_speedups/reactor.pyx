@@ -6,7 +6,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from gwcore._speedups.conn cimport (
-    CONN_CLIENT, CONN_CLOCK, CONN_CREW, CONN_LISTENER, LISTENERS_MAX, LOOK_IDLE_MS, LOOK_WAIT_MS, C_IDLE, Conn, SCRATCH_BYTES, TIMER_CLIENT, TIMER_UPSTREAM, TIMER_WORKER,
+    CONN_CLIENT, CONN_CLOCK, CONN_CREW, CONN_JOB, CONN_ORPHAN, LocalPlan, CONN_LISTENER, LISTENERS_MAX, LOOK_IDLE_MS, LOOK_WAIT_MS, C_IDLE, Conn, SCRATCH_BYTES, TIMER_CLIENT, TIMER_UPSTREAM, TIMER_WORKER,
     Worker, conn_arm, conn_move, conn_open, conn_register, worker_look,
 )
 from gwcore._speedups.address cimport address_of
@@ -26,6 +26,7 @@ from gwcore._speedups.sys cimport (
     timerfd_create, timerfd_settime, timespec,
 )
 from gwcore._speedups.timer cimport Timer, timer_init, wheel_advance, wheel_init, wheel_next_ms, wheel_pop
+from gwcore._speedups.tlsjobs cimport job_resume
 from gwcore._speedups.types cimport Link, Node, link_append, link_drop, link_empty, link_init, link_push
 from gwcore._speedups.upstream cimport Upstream
 from gwcore._speedups.warm cimport warm_look
@@ -246,6 +247,7 @@ cdef void serve_event(Reactor *r, const epoll_event *e) noexcept nogil:
     cdef uint64_t data = e.data.u64, token
     cdef uint32_t slot = data & 0x0fffffff, side = (data >> 28) & 15, events = e.events
     cdef Conn *c
+    cdef LocalPlan *plan
     if side == CONN_LISTENER:
         if r.listeners[slot].fd >= 0:
             accept_some(r, &r.listeners[slot])
@@ -257,6 +259,18 @@ cdef void serve_event(Reactor *r, const epoll_event *e) noexcept nogil:
     if side == CONN_CREW:
         read(w.crew.wake_fd, &token, sizeof(token))
         greet_back(w)
+        return
+    if side == CONN_ORPHAN:
+        plan = <LocalPlan *>job_resume(&w.jobs, &w.tls, w.ep, slot, <uint64_t>CONN_ORPHAN << 28)
+        if plan != NULL:
+            plan.refs -= 1
+        return
+    if side == CONN_JOB:
+        c = <Conn *>slab_at(&w.clients, slot)
+        if c.item.gen == <uint32_t>(data >> 32) and c.item.live and c.tls.waiting and c.state == C_IDLE:
+            c.tls.waiting = 0
+            c.tls.paused = 1
+            client_event(w, c)
         return
     c = <Conn *>slab_at(&w.clients if side == CONN_CLIENT else &w.upstreams, slot)
     if c.item.gen != <uint32_t>(data >> 32) or not c.item.live:

@@ -38,6 +38,8 @@ cdef struct Tls:             # part of a connection; all zero = plain
     uint8_t begun            # the peer has sent something
     uint8_t due              # the handshake is not over
     uint8_t named            # the server name is one of a certificate's
+    uint8_t paused           # its provider is done: the step is to go on
+    uint8_t waiting          # for an asynchronous provider
     uint8_t away             # a thread has the session
     uint8_t closed           # close_notify came
     uint8_t resumed

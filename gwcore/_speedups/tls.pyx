@@ -11,7 +11,7 @@ from gwcore._speedups.copenssl cimport (
     BIO, BIO_CTRL_FLUSH, BIO_TYPE_SOURCE_SINK, BIO_clear_retry_flags, BIO_get_data, BIO_meth_free, BIO_meth_new, BIO_meth_set_ctrl,
     BIO_meth_set_read, BIO_meth_set_write, BIO_new, BIO_set_data, BIO_set_init, BIO_set_retry_read, BIO_set_retry_write, ERR_GET_LIB,
     ERR_GET_REASON, ERR_LIB_SSL, ERR_clear_error, ERR_peek_error, SSL_ERROR_WANT_READ, SSL_ERROR_WANT_WRITE, SSL_ERROR_ZERO_RETURN,
-    SSL_R_CERTIFICATE_VERIFY_FAILED, SSL_R_PEER_DID_NOT_RETURN_A_CERTIFICATE, SSL_CIPHER_get_name, SSL_do_handshake, SSL_free, SSL_get_current_cipher, SSL_get_error, SSL_get_version,
+    SSL_R_CERTIFICATE_VERIFY_FAILED, SSL_R_PEER_DID_NOT_RETURN_A_CERTIFICATE, SSL_CIPHER_get_name, SSL_ERROR_WANT_ASYNC, SSL_MODE_ASYNC, SSL_clear_mode, SSL_do_handshake, SSL_free, SSL_get_current_cipher, SSL_get_error, SSL_get_version,
     SSL_has_pending, SSL_new, SSL_RECEIVED_SHUTDOWN, SSL_SENT_SHUTDOWN, SSL_read, SSL_session_reused, SSL_set_accept_state, SSL_set_bio, SSL_set_connect_state, SSL_set_ex_data, SSL_set_shutdown,
     SSL_shutdown, SSL_write,
 )
@@ -110,14 +110,18 @@ cdef int failed(Tls *t) noexcept nogil:
 
 cdef int tls_step(TlsIo *io, Tls *t) noexcept nogil:
     """Go on with the handshake. RC_OK: it is over. RC_AGAIN: it waits for bytes (of the peer, when the window is empty; else for room in
-    `out`). RC_FAIL: t.error; an alert may stand in `out`."""
+    `out`), or for a provider (t.waiting). RC_FAIL: t.error; an alert may stand in `out`."""
     cdef int rc = SSL_do_handshake(t.ssl), why
     if rc == 1:
         t.due = 0
+        SSL_clear_mode(t.ssl, SSL_MODE_ASYNC)            # records are ciphered here: a pause for each costs more than it saves
         t.resumed = SSL_session_reused(t.ssl) != 0
         return RC_OK
     why = SSL_get_error(t.ssl, rc)
     if why == SSL_ERROR_WANT_READ or why == SSL_ERROR_WANT_WRITE:
+        return RC_AGAIN
+    if why == SSL_ERROR_WANT_ASYNC:
+        t.waiting = 1
         return RC_AGAIN
     return failed(t)
 

@@ -7,7 +7,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy
 
 from gwcore._speedups.copenssl cimport (
-    TLS1_3_VERSION,    BIO, BIO_free, BIO_new, BIO_new_mem_buf, BIO_read, BIO_s_mem, ERR_clear_error, EVP_Digest, EVP_sha256, NID_X25519,
+    SSL_CTX_set_mode, SSL_MODE_ASYNC,    TLS1_3_VERSION,    BIO, BIO_free, BIO_new, BIO_new_mem_buf, BIO_read, BIO_s_mem, ERR_clear_error, EVP_Digest, EVP_sha256, NID_X25519,
     NID_X9_62_prime256v1, NID_secp384r1, OPENSSL_malloc, PEM_read_bio_X509_CRL, SSL, SSL_AD_UNRECOGNIZED_NAME,
     SSL_CIPHER_get_protocol_id, SSL_CLIENT_HELLO_ERROR, SSL_CLIENT_HELLO_SUCCESS, SSL_CTX, SSL_CTX_free, SSL_CTX_get_cert_store,
     SSL_CTX_new, SSL_CTX_set_alpn_select_cb, SSL_CTX_set_client_hello_cb, SSL_CTX_set_num_tickets, SSL_CTX_set_options,
@@ -238,6 +238,8 @@ cdef bint context_rules(SSL_CTX *c, TlsServer *s, char *why, size_t size) noexce
     SSL_CTX_set_session_cache_mode(c, SSL_SESS_CACHE_OFF)
     SSL_CTX_set_timeout(c, t.lifetime_s)
     SSL_CTX_set_num_tickets(c, 1 if t.tickets else 0)
+    if t.asynchronous:
+        SSL_CTX_set_mode(c, SSL_MODE_ASYNC)
     if t.tickets:
         tickets_attach(c)
     else:

@@ -9,7 +9,7 @@ from gwcore.config import certs
 from gwcore.config.base import is_ip
 from gwcore.config.schema import Listener
 from gwcore.config.tables import NO_STR, Writer
-from gwcore.config.tls import ListenerTls, TlsRules, UpstreamTls
+from gwcore.config.tls import ListenerTls, Tls, TlsRules, UpstreamTls
 from gwcore.config.upstreams import Upstream
 
 VERSION = {"1.2": 0x0303, "1.3": 0x0304}
@@ -23,13 +23,21 @@ def _refuse(path: tuple[Any, ...], message: str) -> None:
 class TlsWriter(Writer):
     """Collects the rows of `PlanHead.tls` and `PlanHead.clients`."""
 
-    def __init__(self, builder: Any):
+    def __init__(self, builder: Any, tls: Tls):
         super().__init__(builder)
+        self.crypto, self.asynchronous = tls.crypto, tls.crypto.asynchronous
         self.servers: list[dict[str, Any]] = []
         self.clients: list[dict[str, Any]] = []
 
     def rows(self) -> dict[str, Any]:
-        return {"tls": self.b.array("tls", self.servers), "clients": self.b.array("client", self.clients)}
+        return {
+            "tls": self.b.array("tls", self.servers),
+            "clients": self.b.array("client", self.clients),
+            "providers": self.b.array("str", [self.ctext(p) for p in self.crypto.providers]),
+            "provider_path": self.ctext(self.crypto.path),
+            "provider_properties": self.ctext(self.crypto.properties),
+            "engine": self.ctext(self.crypto.engine),
+        }
 
     def rules(self, tls: TlsRules) -> dict[str, Any]:
         return {
@@ -77,6 +85,7 @@ class TlsWriter(Writer):
             "refuse_unknown": int(tls.unknown_name == "refuse"),
             "tickets": int(tls.tickets),
             "lifetime_s": int(tls.session_lifetime),
+            "asynchronous": int(self.asynchronous),
         }
 
     # ---- upstreams ----

@@ -145,7 +145,24 @@ class Tickets(Model):
         return self
 
 
+class Crypto(Model):
+    """What OpenSSL works with. Loaded by each worker before its first certificate; a change takes effect at the next start or upgrade."""
+
+    providers: list[str] = []
+    """Providers to load, in this order; OpenSSL's own `default` when none is named."""
+    path: str = ""
+    """Directory of the providers' modules; OpenSSL's own when not given."""
+    properties: str = ""
+    """Which implementations are wanted where there are several, such as `?provider=qatprovider`."""
+    engine: str = ""
+    """An engine (the older interface; not in wheels): its id, or the path of its module. It becomes the default for all that it can do."""
+    asynchronous: Annotated[bool, BeforeValidator(_switch, json_schema_input_type=bool | Literal["on", "off"])] = False
+    """The provider or engine does private-key work elsewhere and lets the handshake wait without a thread."""
+
+
 class Tls(Model):
+    crypto: Crypto = Crypto()
+    """Providers and engines."""
     handshake_threads: int = Field(0, ge=0, le=64)
     """Threads of each worker that do handshakes, at a lower priority than live traffic; 0 = the worker itself does a few in each turn. The first
     plan of a worker decides."""
@@ -155,6 +172,12 @@ class Tls(Model):
     """Keys of session tickets."""
     watch: Annotated[bool, BeforeValidator(_switch, json_schema_input_type=bool | Literal["on", "off"])] = False
     """Take certificates, keys and revocation lists anew when their files change; otherwise at a reload. OCSP responses always."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Tls:
+        if self.crypto.asynchronous and self.handshake_threads:
+            raise ValueError("handshake_threads and crypto.asynchronous are two ways to the same end: choose one")
+        return self
 
 
 class Redis(Model):
