@@ -1,10 +1,13 @@
 """Handshakes, without letting a storm of them hold up live traffic: a step costs as much as a hundred requests. With a crew of threads they
 leave this one; without, a batch of events takes no more than a few, and the others go on in the next."""
-from gwcore._speedups.conn cimport Conn, Worker, conn_again, conn_arm
+from libc.stdint cimport uint32_t
+
+from gwcore._speedups.conn cimport Conn, Worker, conn_again, conn_arm, random_next
 from gwcore._speedups.ends cimport client_end, tls_refuse
 from gwcore._speedups.handshake cimport handshake_back, handshake_give, handshake_go
 from gwcore._speedups.handshakes cimport Step, crew_full, crew_take
-from gwcore._speedups.reasons cimport R_OVERLOAD, R_TLS_CLIENT_CERT, R_TLS_HANDSHAKE
+from gwcore._speedups.reasons cimport R_FAULT_INJECTED, R_OVERLOAD, R_TLS_CLIENT_CERT, R_TLS_HANDSHAKE
+from gwcore._speedups.tls cimport FAULT_CUT, FAULT_FAIL, FAULT_NONE, FAULT_STALL, FAULT_UNDRAWN
 from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_OK, link_append, link_drop
 
 cdef enum:
@@ -25,9 +28,30 @@ cdef bint greeted(Worker *w, Conn *c, int rc) noexcept nogil:
     return c.readable
 
 
+cdef bint spoilt(Worker *w, Conn *c) noexcept nogil:
+    """Does tls.faults stop this handshake here? For tests; key material is never touched."""
+    cdef uint32_t dice
+    if c.tls.fault == FAULT_UNDRAWN:
+        dice = <uint32_t>(random_next(w) >> 48)
+        c.tls.fault = FAULT_NONE
+        if dice < w.plan.head.fault_fail:
+            c.tls.fault = FAULT_FAIL
+        elif dice < w.plan.head.fault_fail + w.plan.head.fault_stall:
+            c.tls.fault = FAULT_STALL
+        elif dice < w.plan.head.fault_fail + w.plan.head.fault_stall + w.plan.head.fault_cut:
+            c.tls.fault = FAULT_CUT
+    if c.tls.fault == FAULT_FAIL or (c.tls.fault == FAULT_CUT and c.tls.begun):
+        w.lane.reasons[<int>R_FAULT_INJECTED] += 1
+        client_end(w, c, True)
+        return True
+    return c.tls.fault == FAULT_STALL
+
+
 cdef bint greet(Worker *w, Conn *c) noexcept nogil:
     """Go on with the handshake that a TLS connection begins with. True: it is over, and bytes may wait."""
     if c.tls.away or c.tls.waiting:
+        return False
+    if w.plan.head.fault_fail + w.plan.head.fault_stall + w.plan.head.fault_cut and c.readable and spoilt(w, c):
         return False
     if w.crew != NULL:
         if c.readable and crew_full(w.crew):

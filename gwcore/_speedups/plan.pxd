@@ -209,6 +209,9 @@ cdef struct PlanHead:
     uint32_t tls_handshake_ms
     uint32_t handshake_threads
     uint32_t handshake_queue
+    uint32_t fault_fail      # of 65536 handshakes
+    uint32_t fault_stall
+    uint32_t fault_cut
     uint32_t keepalive_ms
     uint32_t linger_ms
     uint32_t linger_bytes

@@ -12,6 +12,8 @@ cdef enum:
     TLS_FLOW_BYTES = 65536   # so many bytes after a pause, records have their full size
     TLS_OVERHEAD = 512       # room that a record may need beyond its plaintext
 
+cdef enum TlsFault: FAULT_UNDRAWN, FAULT_NONE, FAULT_FAIL, FAULT_STALL, FAULT_CUT
+
 cdef enum TlsKind: TLS_FULL, TLS_TICKET, TLS_LOCAL, TLS_REDIS      # how a session came about
 
 cdef struct TlsIo:           # one per worker: the windows of the call that runs, and scratch for it
@@ -38,6 +40,7 @@ cdef struct Tls:             # part of a connection; all zero = plain
     uint8_t begun            # the peer has sent something
     uint8_t due              # the handshake is not over
     uint8_t named            # the server name is one of a certificate's
+    uint8_t fault            # TlsFault, drawn for each handshake where the configuration asks for it
     uint8_t paused           # its provider is done: the step is to go on
     uint8_t waiting          # for an asynchronous provider
     uint8_t away             # a thread has the session

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -160,7 +161,28 @@ class Crypto(Model):
     """The provider or engine does private-key work elsewhere and lets the handshake wait without a thread."""
 
 
+class Faults(Model):
+    """Handshakes that are spoilt on purpose, to see what clients and alarms make of it. Refused unless the environment says GWCORE_CHAOS=1."""
+
+    fail: float = Field(0.0, ge=0, le=1)
+    """Share that is closed before anything is sent, `fault_injected`."""
+    stall: float = Field(0.0, ge=0, le=1)
+    """Share that goes on no more once the client has spoken, until `timeouts.tls_handshake`."""
+    cut: float = Field(0.0, ge=0, le=1)
+    """Share that is reset after our first flight."""
+
+    @model_validator(mode="after")
+    def _asked_for(self) -> Faults:
+        if self.fail + self.stall + self.cut > 1:
+            raise ValueError("fail, stall and cut are shares of all handshakes: together they are 1 at the most")
+        if self.fail + self.stall + self.cut and os.environ.get("GWCORE_CHAOS") != "1":
+            raise ValueError("faults are for tests: set GWCORE_CHAOS=1 in the gateway's environment, or remove them")
+        return self
+
+
 class Tls(Model):
+    faults: Faults = Faults()
+    """Spoilt handshakes, for tests."""
     crypto: Crypto = Crypto()
     """Providers and engines."""
     handshake_threads: int = Field(0, ge=0, le=64)

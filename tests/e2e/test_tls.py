@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from gwcore.config.load import load_text
 from tests.support import PlaneThread, Upstream, echo_handler, get, ok, plane, proxy_config, read_all, read_reply, wait_until
 from tests.tls import CA, OTHER_CA, client_context, issue, listener, secure
 
@@ -24,8 +25,8 @@ def gateway(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable
     """Planes behind TLS for a.test, with handshakes in the worker and in threads; at rest when the test is over."""
     with contextlib.ExitStack() as stack:
 
-        def make(text: str = RESPOND, tls: str = "", more: str = "") -> PlaneThread:
-            text += f"\ntls: {{handshake_threads: {request.param}}}"
+        def make(text: str = RESPOND, tls: str = "", more: str = "", faults: str = "{}") -> PlaneThread:
+            text += f"\ntls: {{handshake_threads: {request.param}, faults: {faults}}}"
             return stack.enter_context(plane(text, listener=tls or listener(issue(tmp_path, "a.test"), more=more)))
 
         yield make
@@ -323,6 +324,23 @@ def test_a_reload_takes_new_certificates_and_leaves_connections(gateway, tmp_pat
         assert read_reply(s).status == 200
         with secure(p.connect()) as t:
             assert t.getpeercert(True) != first
+
+
+@pytest.mark.parametrize("fault", ["fail", "stall", "cut"])
+def test_handshakes_are_spoilt_where_that_is_asked_for(gateway, fault, monkeypatch):
+    with pytest.raises(Exception, match="faults are for tests"):
+        load_text(f"listeners: [{{address: '127.0.0.1:1'}}]\n{RESPOND}\ntls: {{faults: {{{fault}: 1}}}}")
+    monkeypatch.setenv("GWCORE_CHAOS", "1")
+    p = gateway(RESPOND + "\ntimeouts: {tls_handshake: 200ms}", faults=f"{{{fault}: 0.5}}")
+    good = bad = 0
+    for _ in range(60):
+        try:
+            assert ask(p).status == 200
+            good += 1
+        except (OSError, EOFError):
+            bad += 1
+    assert good > 5 and bad > 5
+    assert p.reasons()["tls_handshake_timeout" if fault == "stall" else "fault_injected"] == bad
 
 
 def test_websockets_over_tls(gateway, upstream):
