@@ -120,8 +120,8 @@ def proofs() -> dict[str, list[str]]:
         for line in path.read_text().splitlines():
             if m := re.match(r"def (test_\w+)", line):
                 name = m[1]
-            if m := re.match(r"\s*(?:#|\"\"\").*", line):
-                for number in re.findall(r"(?<![\w-])[RFBCUL]\d{1,2}(?![\w-])", m[0]):
+            if m := re.match(r"\s*(?:#|\"\"\").*|def .*(#.*)", line):
+                for number in re.findall(r"(?<![\w-])[RFBCULT]\d{1,2}(?![\w-])", m[1] or m[0]):
                     where = f"{path.relative_to(ROOT / 'tests')}" + (f": {name}" if name else "")
                     if where not in found.setdefault(number, []):
                         found[number].append(where)

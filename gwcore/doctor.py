@@ -139,8 +139,7 @@ def _kernel(m: Machine) -> list[Finding]:
             "ok",
             "there" if tls else "not loaded",
             "not needed",
-            "this version does not terminate TLS",
-            "" if tls else "modprobe tls",
+            "this version seals records in user space",
         ),
         Finding(
             "fs.pipe-user-pages-soft",

@@ -31,12 +31,13 @@ class Process:
         extra: str = "",
         host: str = "127.0.0.1",
         args: tuple[str, ...] = (),
+        listener: str = "",
     ):
         self.host, self.port, self.admin = host, free_port(), free_port()
         self.address = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
         self.file = tmp / "gw.yaml"
         self.log = tmp / "access.log"
-        self.upstream, self.workers = upstream, workers
+        self.upstream, self.workers, self.listener = upstream, workers, listener and f", {listener}"
         self.write(extra)
         self.messages = tmp / "stderr"
         with open(self.messages, "w") as out:
@@ -45,7 +46,7 @@ class Process:
 
     def write(self, extra: str = "") -> None:
         self.file.write_text(
-            f'workers: {self.workers}\nlisteners: [{{address: "{self.address}"}}]\n'
+            f'workers: {self.workers}\nlisteners: [{{address: "{self.address}"{self.listener}}}]\n'
             f'admin: {{address: "127.0.0.1:{self.admin}"}}\naccess_log: {{path: {self.log}, flush: 50ms}}\n'
             f'upstreams: {{be: {{endpoints: ["{self.upstream.address}"]}}}}\nroutes: [{{name: all, upstream: be}}]\n{extra}'
         )

@@ -164,8 +164,9 @@ def test_a_slow_reader_holds_the_upstream_back(gateway, upstream):
             before = sent
             threading.Event().wait(0.3)
         assert sent < 20_000_000 and p.counts()["buffer_bytes"] < 400_000
-        total = len(read_reply(s, timeout=30).body)
-        assert total == 50_000_000
+        got = len(read_reply(s, to_head=True).rest)
+        while got < 50_000_000:
+            got += len(s.recv(1 << 20))
 
 
 def test_every_split_of_a_handshake_and_request_gives_the_same(gateway):  # B15

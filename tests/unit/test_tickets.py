@@ -43,7 +43,7 @@ def roles(m: Machine) -> list[str]:
     return [k["role"] for k in m.keys.status()["keys"]]
 
 
-def test_one_key_issues_some_open_and_the_next_is_there_before():
+def test_one_key_issues_some_open_and_the_next_is_there_before():  # T5
     async def work() -> None:
         m = Machine()
         await m.use("tls: {tickets: {rotate: 100s, keep: 3}}")
@@ -76,7 +76,7 @@ def test_a_secret_gives_every_machine_the_same_keys_and_another_secret_others():
     run(work())
 
 
-def test_a_file_is_shared_and_wrapped(tmp_path: Path):
+def test_a_file_is_shared_and_wrapped(tmp_path: Path):  # T5
     async def work() -> None:
         a, b = Machine(), Machine()
         text = f"tls: {{tickets: {{share: file, file: {tmp_path / 'ring'}, secret: {SECRET}, rotate: 100s}}}}"
