@@ -264,6 +264,11 @@ cdef void exchange_fail(Worker *w, Exchange *x, int reason, bint close) noexcept
 cdef void head_refuse(Worker *w, Conn *c, int reason) noexcept nogil:
     """A head that could not be read, or not be served: answer as far as one can be, close."""
     cdef int status
+    if w.servers[c.listener] != NULL and (c.tls.ssl == NULL or c.tls.due) and c.tls.error != SSL_R_HTTP_REQUEST:
+        w.lane.reasons[reason] += 1          # no answer could be read before the handshake is over
+        log_refused(w, c, reason, 0)
+        client_end(w, c, False)
+        return
     out_reset(&w.out)
     status = answer_error(w, &w.out, w.plan.head, reason, True, False, NULL)
     w.lane.reasons[reason] += 1

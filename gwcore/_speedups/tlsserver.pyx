@@ -133,8 +133,8 @@ cdef bint server_owns(const TlsServer *s, const Tls *t, const char *host, size_t
     none (or an unknown one) every host but those that have a certificate of their own."""
     cdef uint32_t policy
     cdef uint64_t identity
-    if t.named and t.name_hash == hash_bytes(1, host, n):
-        return True
+    if n == 0 or (t.named and t.name_hash == hash_bytes(1, host, n)):
+        return True                                      # HTTP/1.0 need not name a host
     policy = server_policy(s, host, n)
     if policy == 0:
         return not t.named

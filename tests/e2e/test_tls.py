@@ -344,6 +344,16 @@ def test_handshakes_are_spoilt_where_that_is_asked_for(gateway, fault, monkeypat
     assert p.reasons()["tls_handshake_timeout" if fault == "stall" else "fault_injected"] == bad
 
 
+def test_a_refusal_before_the_handshake_is_a_close_not_plain_text(gateway):
+    p = gateway(RESPOND + "\nlimits: {connections_per_client: 1}")
+    with secure(p.connect()) as s:
+        with p.connect() as t:
+            assert read_all(t) == b""
+        wait_until(lambda: p.reasons().get("connection_limit") == 1)
+        s.sendall(b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")  # HTTP/1.0 need not name a host
+        assert read_reply(s).status == 200
+
+
 def test_websockets_over_tls(gateway, upstream):
     def handler(c: Any) -> None:
         c.head()
