@@ -21,7 +21,7 @@ from gwcore._speedups.reasons cimport (
     R_RESPONSE_HEADERS_TOO_LARGE, R_RESPONSE_TRUNCATED, R_TOO_MANY_HEADERS, R_UPGRADE_FAILED, R_UPSTREAM_RESET,
     reason_row,
 )
-from gwcore._speedups.splice cimport Moved, conn_dry, pipe_give, pipe_take, splice_move
+from gwcore._speedups.splice cimport Moved, conn_dry, pipe_give, pipe_take, splice_move, splice_through
 from gwcore._speedups.story cimport REQ_DISCARD, REQ_DONE, REQ_STREAM, X_ANSWERING, X_CONNECTING, X_QUEUED, X_SENT, Exchange
 from gwcore._speedups.tunnel cimport tunnel_agreed, tunnel_begin
 from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK
@@ -157,6 +157,33 @@ cdef size_t body_room(const Exchange *x, const Conn *to) noexcept nogil:
     return x.route.buffer_high - to.output.bytes if x.route.buffer_high > to.output.bytes + READ_LEAST else READ_LEAST
 
 
+cdef int request_splice(Worker *w, Exchange *x) noexcept nogil:
+    """Some of a large body of known length, from socket to socket. RC_OK: go on. RC_DONE: there is no pipe, copy. RC_FAIL: the exchange has
+    been told."""
+    cdef Moved moved
+    cdef Conn *u = x.up
+    cdef int rc = splice_through(w, x.client, u, x.request_left if x.request_left < x.route.buffer_high else x.route.buffer_high, &moved)
+    if rc == RC_DONE:
+        return rc
+    if moved.taken:
+        queue_clear(&w.bufs, &x.replay)
+        x.replay_lost = 1
+    x.request_left -= moved.taken
+    x.body_seen += moved.taken
+    x.bytes_in += moved.taken
+    if x.request_left == 0:
+        x.request_body = REQ_DONE
+    if rc == RC_FAIL and u.broken:
+        write_failed(w, x)
+        return RC_FAIL
+    if rc == RC_FAIL or moved.ended:                     # the client left in the middle of its body
+        client_left(w, x)
+        return RC_FAIL
+    if x.phase == X_SENT and moved.taken:
+        conn_arm(w, u, w.now_ms + (x.upstream.write_ms if u.output.bytes else x.route.response_ms))
+    return RC_OK
+
+
 cdef void request_pump(Worker *w, Exchange *x) noexcept nogil:
     """Move request body from the client to the upstream, as far as both go."""
     cdef Conn *c = x.client
@@ -171,6 +198,13 @@ cdef void request_pump(Worker *w, Exchange *x) noexcept nogil:
             if reads > READS_A_TURN:
                 conn_again(w, c)
                 break
+            if x.request_kind == BODY_LENGTH and x.plan.head.splice_bytes and x.request_left >= x.plan.head.splice_bytes and x.up.output.bytes == 0 \
+                    and c.tls.ssl == NULL and x.up.tls.ssl == NULL:
+                rc = request_splice(w, x)
+                if rc == RC_FAIL:
+                    return
+                if rc == RC_OK:
+                    continue
             rc = conn_read(w, c, body_room(x, x.up), &at, &size)
             if rc == RC_AGAIN:
                 break

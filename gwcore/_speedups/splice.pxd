@@ -11,4 +11,5 @@ cdef bint pipe_take(Worker *w, uint32_t *pipe) noexcept nogil
 cdef void pipe_give(Worker *w, uint32_t *pipe, size_t held) noexcept nogil
 cdef void pipes_close(Worker *w) noexcept nogil
 cdef int splice_move(Worker *w, uint32_t pipe, Conn *source, Conn *to, uint64_t left, size_t held, Moved *moved) noexcept nogil
+cdef int splice_through(Worker *w, Conn *source, Conn *to, uint64_t most, Moved *moved) noexcept nogil
 cdef bint conn_dry(Conn *c) noexcept nogil

@@ -2,11 +2,13 @@
 (bench/micro/bench_splice.py). A pipe is state: one that is not known to be empty is closed, or the next client would get its bytes."""
 from libc.stddef cimport size_t
 
+from gwcore._speedups.buffer cimport queue_add
+from gwcore._speedups.conn cimport SCRATCH_BYTES
 from gwcore._speedups.sys cimport (
     EAGAIN, EINTR, F_SETPIPE_SZ, MSG_DONTWAIT, MSG_PEEK, O_CLOEXEC, O_NONBLOCK, SPLICE_F_MOVE, SPLICE_F_NONBLOCK, close, errno, fcntl,
-    pipe2, recv, splice,
+    pipe2, read, recv, splice,
 )
-from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL, RC_OK
+from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK
 
 cdef enum:
     PIPE_BYTES = 1 << 20     # what an unprivileged process may ask for
@@ -97,6 +99,31 @@ cdef int splice_move(Worker *w, uint32_t pipe, Conn *source, Conn *to, uint64_t 
         rounds += 1
         if rounds == ROUNDS:
             return RC_AGAIN
+
+
+cdef int splice_through(Worker *w, Conn *source, Conn *to, uint64_t most, Moved *moved) noexcept nogil:
+    """Move up to `most` bytes between two plain connections, of which the target has nothing queued, by a pipe that is empty before and
+    after: what the target does not take is queued for it, and counts as given. RC_OK: look at moved. RC_DONE: there is no pipe, copy.
+    RC_FAIL: source.broken or to.broken."""
+    cdef uint32_t pipe = 0
+    cdef size_t held
+    cdef ssize_t n = 1
+    cdef int rc
+    if not pipe_take(w, &pipe):
+        return RC_DONE
+    rc = splice_move(w, pipe, source, to, most, 0, moved)
+    held = moved.taken - moved.given
+    while held and n > 0 and not to.broken:
+        n = read(w.pipes[pipe - 1].out, w.scratch, held if held < SCRATCH_BYTES else SCRATCH_BYTES)
+        if n > 0:
+            held -= n
+            if queue_add(&w.bufs, &to.output, w.scratch, n) != RC_OK:
+                to.broken = 1
+    if held and n <= 0:
+        to.broken = 1
+    pipe_give(w, &pipe, held)
+    moved.given = moved.taken
+    return RC_FAIL if rc == RC_FAIL or to.broken else RC_OK
 
 
 cdef bint conn_dry(Conn *c) noexcept nogil:

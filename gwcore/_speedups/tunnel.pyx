@@ -14,6 +14,7 @@ from gwcore._speedups.head cimport Field
 from gwcore._speedups.outlist cimport out_add, out_reset
 from gwcore._speedups.plan cimport Str, plan_text, plan_upgrade
 from gwcore._speedups.reasons cimport R_CLIENT_CLOSED, R_UPSTREAM_RESET
+from gwcore._speedups.splice cimport Moved, splice_through
 from gwcore._speedups.story cimport X_TUNNEL
 from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK
 
@@ -21,6 +22,7 @@ cdef enum:
     HIGH = 131072            # bytes that may wait in one direction
     LOW = 32768
     READS_A_TURN = 8
+    SPLICE_FROM = 65536      # bench/micro/bench_splice.py
 
 
 cdef bint tunnel_agreed(const Exchange *x, const Head *h) noexcept nogil:
@@ -78,8 +80,27 @@ cdef bint tunnel_move(Worker *w, Exchange *x, Conn *source, Conn *to) noexcept n
     """One direction, as far as both ends go. False: the exchange is over."""
     cdef const char *at
     cdef size_t size
+    cdef Moved moved
     cdef int rc, reads = 0
+    cdef bint bulk = False                               # the last read was full: the rest of it moves by splice
     while to.output.bytes <= LOW:
+        if bulk and source.readable and source.input == NULL and to.output.bytes == 0 and source.tls.ssl == NULL and to.tls.ssl == NULL:
+            rc = splice_through(w, source, to, HIGH, &moved)
+            if rc != RC_DONE:
+                if source == x.client:
+                    x.bytes_in += moved.taken
+                else:
+                    x.bytes_out += moved.taken
+                if rc == RC_FAIL:
+                    tunnel_broken(w, x, to if to.broken else source)
+                    return False
+                if moved.taken:
+                    conn_arm(w, x.client, w.now_ms + x.tunnel_idle_ms)
+                reads += 1
+                if reads > READS_A_TURN and source.readable:
+                    conn_again(w, x.client)
+                    return True
+                continue
         if source.input != NULL:
             at, size = buf_bytes(source.input), source.input.len
         elif source.ended == 2:
@@ -116,6 +137,7 @@ cdef bint tunnel_move(Worker *w, Exchange *x, Conn *source, Conn *to) noexcept n
         if rc == RC_FAIL:
             tunnel_broken(w, x, to)
             return False
+        bulk = size >= SPLICE_FROM
         conn_arm(w, x.client, w.now_ms + x.tunnel_idle_ms)
     return True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 
 import pytest
@@ -46,6 +47,44 @@ def test_bytes_are_the_same_and_the_connection_is_used_again(big, splice):
         assert (pipes() > before) == (splice != "off")
         stats = p.segment.snapshot()["upstreams"]["be"]
         assert (stats["opens"], stats["reuses"]) == (1, 5)
+
+
+@pytest.mark.parametrize("splice", ["64KiB", "off"])
+def test_large_uploads_arrive_as_they_are(upstream, splice):
+    got = []
+
+    def serve(c):
+        while True:
+            got.append(c.request()[1])
+            c.send(ok(b"thanks"))
+
+    with plane(proxy_config(upstream(serve).address, extra=f"buffers: {{splice: {splice}}}\n")) as p, p.connect() as s:
+        before = pipes()
+        for _ in range(3):
+            s.sendall(b"PUT /x HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY + get("/next"))
+            reply = read_reply(s)
+            assert reply.body == b"thanks" and read_reply(s, buffer=reply.rest).body == b"thanks"
+        assert got == [BODY, b""] * 3
+        assert (pipes() > before) == (splice != "off")
+
+
+def test_an_upload_to_a_slow_reader_is_held_back(upstream):
+    def serve(c):
+        c.head()
+        time.sleep(0.5)
+        c.body(40 << 20)
+        c.send(ok(b"thanks"))
+
+    with plane(proxy_config(upstream(serve).address)) as p, p.connect() as s:
+        s.settimeout(20)
+        s.sendall(b"PUT /x HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (40 << 20))
+        threading.Thread(target=s.sendall, args=(bytes(40 << 20),), daemon=True).start()
+        most = 0
+        end = time.monotonic() + 0.4
+        while time.monotonic() < end:
+            most = max(most, p.counts()["buffer_bytes"])
+        assert read_reply(s, timeout=20).body == b"thanks"
+        assert most < 600_000
 
 
 def test_many_at_once_share_few_pipes(big):
