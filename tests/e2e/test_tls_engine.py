@@ -17,7 +17,7 @@ from tests.support import plane, read_reply, wait_until, SLACK
 from tests.tls import client_context, issue, listener, secure
 directory, engine, more = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 RESPOND = "routes: [{respond: {status: 200, body: OK}}]"
-text = RESPOND + f"\\ntls: {{crypto: {{engine: '{engine}', asynchronous: on}}}}\\ntimeouts: {{tls_handshake: 1s, linger: 100ms}}"
+text = RESPOND + f"\\ntls: {{crypto: {{engine: '{engine}', asynchronous: on}}}}\\ntimeouts: {{tls_handshake: {sys.argv[4]}, linger: 100ms}}"
 with plane(text, listener=listener(issue(directory, "a.test"), more=more)) as p:
     exec(sys.stdin.read())
 print("good")
@@ -31,9 +31,9 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(out)
 
 
-def run(tmp_path: Path, engine: str, what: str, more: str = "", **environment: str) -> None:
+def run(tmp_path: Path, engine: str, what: str, more: str = "", limit: str = "10s", **environment: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", GATEWAY, str(tmp_path), engine, more],
+        [sys.executable, "-c", GATEWAY, str(tmp_path), engine, more, limit],
         input=what,
         text=True,
         capture_output=True,
@@ -99,6 +99,7 @@ else: raise AssertionError
 wait_until(lambda: p.reasons().get("tls_handshake_timeout") == 1)
 wait_until(lambda: p.counts()["jobs"] == 0)
 """,
+        limit="1s",
         GWCORE_ENGINE_MS="1800",
     )
 
