@@ -151,17 +151,28 @@ def _kernel(m: Machine) -> list[Finding]:
     ]
 
 
-def _openssl() -> Finding:
-    from gwcore._speedups.crypto import version
+def _openssl(m: Machine) -> list[Finding]:
+    from gwcore._speedups.crypto import accepts, version
 
     text = version()
-    return Finding(
-        "OpenSSL",
-        "ok" if text.startswith("OpenSSL 3") else "advice",
-        text,
-        "3.0 or newer",
-        "the library that the extension modules are linked with",
-    )
+    mapped = m.read("/proc/self/maps") or ""
+    bundled = "gwcore.libs" in mapped  # where auditwheel puts what it takes into a wheel
+    return [
+        Finding(
+            "OpenSSL",
+            "ok" if text.startswith("OpenSSL 3") else "advice",
+            f"{text}, {'of the wheel: no engines, its own provider modules' if bundled else 'of the system'}",
+            "3.0 or newer",
+            "the library that the extension modules are linked with",
+        ),
+        Finding(
+            "post-quantum key exchange",
+            "ok",
+            "X25519MLKEM768" if accepts("groups", "X25519MLKEM768") else "not in this OpenSSL (3.5 or newer has it)",
+            "not needed yet",
+            "protects what is recorded today from tomorrow's machines",
+        ),
+    ]
 
 
 def examine(root: str = "/") -> list[Finding]:
@@ -183,7 +194,7 @@ def examine(root: str = "/") -> list[Finding]:
         _buffers(m, "tcp_wmem"),
         _cpus(m),
         *_kernel(m),
-        _openssl(),
+        *_openssl(m),
     ]
 
 
