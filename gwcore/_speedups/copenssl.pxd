@@ -124,6 +124,8 @@ cdef extern from "<openssl/x509v3.h>" nogil:
     const ASN1_TIME *X509_get0_notAfter(const X509 *x)
     const ASN1_TIME *X509_CRL_get0_nextUpdate(const X509_CRL *x)
     int X509_digest(const X509 *x, const EVP_MD *kind, unsigned char *out, unsigned int *size)
+    const char *X509_get_default_cert_file()
+    const char *X509_get_default_cert_dir()
     int X509_cmp_current_time(const ASN1_TIME *t)
     int X509_NAME_print_ex(BIO *out, const X509_NAME *n, int indent, unsigned long flags)
     char *X509_NAME_oneline(const X509_NAME *n, char *out, int size)

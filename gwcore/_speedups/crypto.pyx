@@ -13,7 +13,7 @@ from gwcore._speedups.copenssl cimport (
     GEN_DNS, GEN_IPADD, NID_subject_alt_name, OPENSSL_VERSION, OPENSSL_init_ssl, OSSL_PROVIDER_load, OSSL_PROVIDER_set_default_search_path, EVP_set_default_properties, OpenSSL_version, PEM_read_bio_PrivateKey,
     PEM_read_bio_X509, PEM_read_bio_X509_CRL, SSL_CTX, SSL_CTX_free, SSL_CTX_new, SSL_CTX_set1_groups_list, SSL_CTX_set_cipher_list,
     SSL_CTX_set_ciphersuites, TLS_server_method, X509, X509_CRL, X509_CRL_free, X509_CRL_get0_nextUpdate, X509_NAME_oneline,
-    X509_check_issued, X509_check_private_key, X509_digest, X509_free, X509_get0_notAfter, X509_get0_notBefore, X509_get0_pubkey,
+    X509_check_issued, X509_check_private_key, X509_digest, X509_free, X509_get_default_cert_dir, X509_get_default_cert_file, X509_get0_notAfter, X509_get0_notBefore, X509_get0_pubkey,
     X509_get_ext_d2i, X509_get_issuer_name, X509_get_subject_name, sk_GENERAL_NAME_num, sk_GENERAL_NAME_value, tm_,
 )
 
@@ -257,6 +257,11 @@ def use(providers: list[str], path: str = "", properties: str = "", engine: str 
         if why != NULL:
             raise ValueError(f"tls.crypto.engine {engine}: {why.decode()} ({trouble('no reason given')})")
     LOADED.append(wanted)
+
+
+def authorities() -> tuple[str, str]:
+    """The file and the directory in which this OpenSSL looks for authorities that everybody trusts."""
+    return X509_get_default_cert_file().decode(), X509_get_default_cert_dir().decode()
 
 
 def accepts(kind: str, value: str) -> bool:

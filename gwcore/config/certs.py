@@ -13,6 +13,12 @@ from gwcore._speedups import crypto
 from gwcore.config.tls import ListenerTls, TlsRules, UpstreamTls
 
 WEAK_RSA_BITS = 2048
+AUTHORITIES = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)
 SOON_S = 14 * 86400.0  # a certificate that ends within is worth a warning
 
 
@@ -113,10 +119,28 @@ def _judge_rules(tls: TlsRules, error: Complain) -> None:
         error(("groups",), f"none of {', '.join(tls.groups)} is known to {crypto.version()}")
 
 
+def _authorities(error: Complain) -> bytes:
+    """Nothing where OpenSSL finds the system's authorities by itself; else what a file of another distribution's place holds, which a wheel's
+    OpenSSL does not know of."""
+    file, directory = map(Path, crypto.authorities())
+    if file.exists() or (directory.is_dir() and any(directory.iterdir())):
+        return b""
+    found = next((p for p in AUTHORITIES if Path(p).exists()), None)
+    if found is None:
+        error(
+            ("ca",),
+            f"no authorities are installed (looked at {file}, {', '.join(AUTHORITIES)}): install ca-certificates, or name a file",
+        )
+        return b""
+    return Path(found).read_bytes()
+
+
 def read_upstream(tls: UpstreamTls, error: Complain) -> Material:
     """Read and check the files of an upstream: `client_ca` holds the authorities, the only pair what we show."""
     out = Material()
     _judge_rules(tls, error)
+    if tls.verify and not tls.ca:
+        out.client_ca = _authorities(error)
     if tls.ca:
         out.client_ca = _read(tls.ca, ("ca",), error)
         try:

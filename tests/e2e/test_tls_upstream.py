@@ -245,3 +245,20 @@ def test_warm_connections_have_their_tls(secure, ca):
         wait_until(lambda: p.counts()["pooled"] == 2)
         assert ask(p).status == 200
         assert len(u.handshakes) == 2
+
+
+def test_authorities_are_looked_for_where_distributions_keep_them(tmp_path, monkeypatch):
+    from gwcore._speedups import crypto
+    from gwcore.config import certs
+    from gwcore.config.tls import UpstreamTls
+
+    said: list[str] = []
+    monkeypatch.setattr(crypto, "authorities", lambda: (str(tmp_path / "none.pem"), str(tmp_path / "none")))
+    CA.cert_pem.write_to_path(tmp_path / "bundle.pem")
+    monkeypatch.setattr(certs, "AUTHORITIES", (str(tmp_path / "nothere.pem"), str(tmp_path / "bundle.pem")))
+    assert certs.read_upstream(UpstreamTls(), lambda _, text: said.append(text)).client_ca == CA.cert_pem.bytes()
+    monkeypatch.setattr(certs, "AUTHORITIES", (str(tmp_path / "nothere.pem"),))
+    certs.read_upstream(UpstreamTls(), lambda _, text: said.append(text))
+    assert len(said) == 1 and "install ca-certificates" in said[0]
+    certs.read_upstream(UpstreamTls(verify=False), lambda _, text: said.append(text))
+    assert len(said) == 1
