@@ -441,13 +441,14 @@ cdef void conn_shut(Worker *w, Conn *c) noexcept nogil:
 
 
 cdef void tls_drop(Worker *w, Conn *c) noexcept nogil:
-    """The session ends with its connection. A peer that is still there is told, unless the stream is cut on purpose."""
-    if c.tls.ssl != NULL and not c.tls.due and not c.broken and not c.cut and not c.ended and not c.tls.closed and c.state != C_LINGER and c.fd >= 0 and c.output.bytes == 0:
+    """The session ends with its connection. A peer that is still there, or has only said that it sends no more, is told, unless the stream is
+    cut on purpose."""
+    if c.tls.ssl != NULL and not c.tls.due and not c.broken and not c.cut and (not c.ended or c.tls.closed) and c.state != C_LINGER and c.fd >= 0 and c.output.bytes == 0:
         w.tls.out_used = 0
         tls_bye(&w.tls, &c.tls)
         if w.tls.out_used:
             send(c.fd, w.tls.out, w.tls.out_used, MSG_NOSIGNAL)
-    if c.tls.ssl != NULL and not c.tls.due:
+    if c.tls.ssl != NULL and not c.tls.due and c.side == CONN_CLIENT:
         w.lane.tls.sessions -= 1
     if c.tls.waiting and job_orphan(&w.jobs, w.ep, &c.tls, c.plan, <uint64_t>CONN_ORPHAN << 28):
         c.plan = NULL

@@ -3,7 +3,7 @@ connection which is made ahead of need, or beside another, counts like one that 
 from libc.stdint cimport uint32_t
 
 from gwcore._speedups.conn cimport (
-    CONN_UPSTREAM, SCRATCH_BYTES, C_CONNECTING, C_POOLED, C_READY, LOOK_IDLE_MS, LOOK_WARM_MS, conn_arm, conn_close, conn_move, conn_open, conn_register,
+    CONN_UPSTREAM, SCRATCH_BYTES, C_CONNECTING, C_POOLED, C_READY, LOOK_IDLE_MS, LOOK_WARM_MS, conn_arm, conn_close, conn_flush, conn_move, conn_open, conn_register,
     conn_read, conn_send, random_next, worker_look,
 )
 from gwcore._speedups.handshake cimport handshake_connect
@@ -94,6 +94,8 @@ cdef int secure_step(Worker *w, Conn *c, int *reason) noexcept nogil:
                 &w.tls, &c.tls, e.upstream.client, &e.sessions, e.tls_name if e.tls_name[0] else NULL, e.tls_ip, e.tls_sni if e.tls_sni[0] else NULL):
             return RC_FAIL
         conn_arm(w, c, w.now_ms + e.upstream.tls_ms)
+    elif c.output.bytes and conn_flush(w, c) == RC_FAIL:
+        return RC_FAIL
     rc = handshake_connect(w, c)
     if rc == RC_AGAIN:
         return rc

@@ -44,6 +44,7 @@ from gwcore._speedups.story cimport (
     REQ_DISCARD, REQ_STREAM, X_ANSWERING, X_DISCARDING, X_FLUSHING, X_QUEUED, X_SENT, X_TUNNEL, Exchange,
 )
 from gwcore._speedups.sys cimport FIONREAD, ioctl
+from gwcore._speedups.tls cimport tls_holds
 from gwcore._speedups.tlsserver cimport server_owns
 from gwcore._speedups.tunnel cimport tunnel_event
 from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL, RC_OK, link_append, link_drop
@@ -244,7 +245,7 @@ cdef void exchange_begin(Worker *w, Conn *c, const char *at, size_t size) noexce
     q.method = h.method
     q.head = h
     q.has_field = head_has
-    if c.tls.ssl != NULL and w.servers[c.listener] != NULL and not server_owns(w.servers[c.listener], &c.tls, q.host, q.host_len):
+    if c.tls.ssl != NULL and not server_owns(w.servers[c.listener], &c.tls, q.host, q.host_len):
         begin_refuse(w, x, at, size, R_MISDIRECTED)
         return
     x.route = router_find(x.plan.head, x.plan.regexes, &q, &allowed)
@@ -386,7 +387,7 @@ cdef void client_event(Worker *w, Conn *c) noexcept nogil:
         linger_read(w, c)
         return
     if x == NULL:
-        if c.broken:
+        if c.broken or (c.output.bytes and c.writable and conn_flush(w, c) == RC_FAIL):      # the rest of a flight of the handshake
             client_end(w, c, False)
         else:
             client_input(w, c)
@@ -429,6 +430,8 @@ cdef bint body_cut(const Exchange *x) noexcept nogil:
     cdef int waiting = 0
     if x.request_body != REQ_STREAM or x.request_kind != BODY_LENGTH or ioctl(x.client.fd, FIONREAD, &waiting) != 0:
         return False
+    if x.client.tls.ssl != NULL and tls_holds(&x.client.tls):
+        return False                         # how much of it the session holds is not known
     return x.request_left > <uint64_t>waiting + (x.client.input.len if x.client.input != NULL else 0)
 
 

@@ -45,12 +45,13 @@ cdef bint identity_keep(Worker *w, Conn *c) noexcept nogil:
 
 cdef int settle(Worker *w, Conn *c, int step) noexcept nogil:
     """After a step of the handshake: what is due when it is over."""
+    if step == RC_OK:
+        w.lane.tls.sessions += 1                 # tls_drop takes it back
     if step == RC_OK and not identity_keep(w, c):
         c.tls.verify_failed = 1
         step = RC_FAIL
     if step == RC_OK:
         server_count(<TlsServer *>c.tls.server, &c.tls, w.now_us - c.opened_ms * 1000)
-        w.lane.tls.sessions += 1
         plan_release(c)
         if tls_holds(&c.tls):
             c.readable = 1
@@ -115,7 +116,7 @@ cdef int handshake_give(Worker *w, Conn *c) noexcept nogil:
         return rc
     if not crew_give(w.crew, slab_handle(&c.item), &c.tls, c.plan, w.tls.in_at, w.tls.in_left):
         return RC_FAIL
-    c.plan = NULL                            # the step holds it now
+    c.plan = NULL                            # the step holds it now, and has a copy of the bytes
     c.tls.away = 1
     buf_give(&w.bufs, c.tls.sealed)
     c.tls.sealed = NULL

@@ -187,6 +187,7 @@ cdef bint crew_give(Crew *c, uint64_t handle, Tls *t, void *plan, const char *by
     memcpy(s.bytes, bytes, size)
     s.size, s.handle, s.plan = size, handle, plan
     s.tls = t[0]
+    s.tls.sealed = NULL                      # the connection's to give back
     SSL_set_ex_data(s.tls.ssl, 0, &s.tls)
     t.ssl = NULL
     t.server = NULL

@@ -51,6 +51,7 @@ cdef class Plane:
     cdef Upstream **known
     cdef uint32_t n_known
     cdef Endpoint *gone
+    cdef LocalPlan *serving[64]          # by listener: the plan that Worker.servers points into, held
     cdef bint closed
 
     def __cinit__(self, int worker, int segment_fd):
@@ -289,15 +290,27 @@ cdef class Plane:
             self._listener(i)
 
     cdef _listener(self, int n):
-        """What the present plan says of a listener."""
+        """What the present plan says of a listener. One that it does not know serves by its last plan until `unlisten`."""
         cdef const PlanHead *p = self.r.w.plan.head
         cdef const ListenerSpec *spec = <const ListenerSpec *>(<const char *>p + p.listeners.off)
         cdef Listener *l = &self.r.listeners[n]
         cdef uint32_t i
+        if l.fd < 0:
+            self._serve(n, NULL, 0)
+            return
         for i in range(p.listeners.n):
             if spec[i].address.len == l.address_len and memcmp(plan_text(p, spec[i].address), l.address, l.address_len) == 0:
                 l.proxy_protocol = spec[i].proxy_protocol
-                self.r.w.servers[n] = &self.r.w.plan.servers[spec[i].tls - 1] if spec[i].tls else NULL
+                self._serve(n, self.r.w.plan if spec[i].tls else NULL, spec[i].tls)
+
+    cdef _serve(self, int n, LocalPlan *p, uint32_t tls):
+        """Have a listener speak the TLS that is index + 1 in a plan (NULL: none), and hold that plan."""
+        if p != NULL:
+            p.refs += 1
+        if self.serving[n] != NULL:
+            self.serving[n].refs -= 1
+        self.serving[n] = p
+        self.r.w.servers[n] = &p.servers[tls - 1] if p != NULL else NULL
 
     def unlisten(self, address: str) -> None:
         """Take in what waits in the queue of that address, then stop accepting there."""
@@ -308,6 +321,7 @@ cdef class Plane:
                 with nogil:
                     reactor_clock(&self.r.w)
                     listener_drop(&self.r, i, True)
+                self._serve(i, NULL, 0)
 
     def set_log(self, fd: int) -> None:
         """Write the access log to (a duplicate of) fd from now on; -1 ends it. Starts the log's thread at first use."""

@@ -161,7 +161,8 @@ cdef bint tls_holds(const Tls *t) noexcept nogil:
 
 
 cdef void tls_bye(TlsIo *io, Tls *t) noexcept nogil:
-    """close_notify behind `out`."""
+    """close_notify behind `out`. Asked again, OpenSSL reads: the window may hold what is another session's."""
+    io.in_left = 0
     if SSL_shutdown(t.ssl) < 0:
         ERR_clear_error()
 

@@ -130,12 +130,12 @@ cdef uint32_t server_policy(const TlsServer *s, const char *name, size_t n) noex
 
 cdef bint server_owns(const TlsServer *s, const Tls *t, const char *host, size_t n) noexcept nogil:
     """May a request for this host come on this connection? A client that named a server gets hosts of that certificate only; one that named
-    none (or an unknown one) every host but those that have a certificate of their own."""
+    none (or an unknown one) every host but those that have a certificate of their own. s NULL: the listener is gone, or plain by now."""
     cdef uint32_t policy
     cdef uint64_t identity
     if n == 0 or (t.named and t.name_hash == hash_bytes(1, host, n)):
         return True                                      # HTTP/1.0 need not name a host
-    policy = server_policy(s, host, n)
+    policy = server_policy(s, host, n) if s != NULL else 0
     if policy == 0:
         return not t.named
     memcpy(&identity, ((<const TlsPolicy *>(<const char *>s.plan + s.spec.policies.off)) + policy - 1).identity, sizeof(identity))
