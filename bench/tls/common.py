@@ -36,13 +36,21 @@ def certificate(directory: Path, kind: str = "p256", name: str = "bench") -> Pai
 
 
 def gwcore(
-    directory: Path, port: int, pair: Pair, *, listener: str = "", tls: str = "", extra: str = "", plain: int = 0
+    directory: Path,
+    port: int,
+    pair: Pair,
+    *,
+    listener: str = "",
+    tls: str = "",
+    extra: str = "",
+    plain: int = 0,
+    host: str = "127.0.0.1",
 ) -> list[str]:
     """The command of a gateway of one worker; `listener` goes into its listener's tls, `tls` into the tls of all, `plain` is a port without TLS."""
-    file = directory / f"gwcore-{port}.yaml"
+    file = directory / f"gwcore-{host}-{port}.yaml"
     more = f'{{address: "127.0.0.1:{plain}"}}, ' if plain else ""
     file.write_text(
-        f'workers: 1\nlisteners: [{more}{{address: "127.0.0.1:{port}", tls: {{certificates: [{{cert: {pair.cert}, key: {pair.key}}}], versions: ["1.3"]'
+        f'workers: 1\nlisteners: [{more}{{address: "{host}:{port}", tls: {{certificates: [{{cert: {pair.cert}, key: {pair.key}}}], versions: ["1.3"]'
         f'{", " + listener if listener else ""}}}}}]\nadmin: {{address: "127.0.0.1:{free_port()}"}}\naccess_log: {{path: "off"}}\n'
         "routes: [{respond: {status: 200, headers: {X-Gateway: gwcore}, body: OK}}]\n"
         + (f"tls: {{{tls}}}\n" if tls else "")
