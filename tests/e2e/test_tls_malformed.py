@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import PlaneThread, plane, read_all, read_reply
+from tests.support import PlaneThread, plane, read_all, read_reply, wait_until
 from tests.tls import client_context, issue, listener, secure
 
 HANDSHAKE, ALERT, CCS, DATA = 22, 21, 20, 23
@@ -23,7 +23,7 @@ WAITS = 60  # connections open at once
 
 @pytest.fixture(params=[0, 2], ids=["inline", "threads"])
 def p(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[PlaneThread]:
-    text = f"routes: [{{respond: {{status: 200, body: OK}}}}]\ntls: {{handshake_threads: {request.param}}}"
+    text = f"routes: [{{respond: {{status: 200, body: OK}}}}]\ntls: {{handshake_threads: {request.param}, handshake_queue: 100000}}\ntimeouts: {{linger: 200ms}}"
     with plane(text, listener=listener(issue(tmp_path, "a.test"))) as made:
         yield made
         with secure(made.connect(), context=context()) as s:
@@ -234,3 +234,13 @@ def test_an_abort_at_every_byte_of_every_flight(p, version, end):
             break
     p.at_rest()
     assert p.counts()["illegal_moves"] == 0
+
+
+def test_who_stays_after_a_failed_handshake_is_counted_once(p):
+    """The end of the linger was taken for the handshake's time limit: a second reason and a move that is not legal."""
+    with p.connect() as s:
+        s.sendall(record(HANDSHAKE, b"\x02\0\0\4abcd"))
+        assert is_alert(read_all(s))
+        wait_until(lambda: p.counts()["connections"] == 0)
+    assert p.counts()["illegal_moves"] == 0
+    assert {k: n for k, n in p.reasons().items() if n} == {"tls_handshake": 1}
