@@ -96,12 +96,12 @@ def cpu_seconds(pid: int) -> float:
 class Server:
     """A process that listens on `port`, pinned to a CPU."""
 
-    def __init__(self, command: list[str], port: int, cpu: int | None = None):
+    def __init__(self, command: list[str], port: int, cpu: int | None = None, host: str = "127.0.0.1"):
         self.log = tempfile.NamedTemporaryFile("w+", suffix=".log")  # noqa: SIM115
         self.p = subprocess.Popen([*pin(cpu), *command], stdout=self.log, stderr=subprocess.STDOUT)
         for _ in range(200):
             try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
+                socket.create_connection((host, port), 1).close()
                 break
             except OSError:
                 if self.p.poll() is not None:

@@ -5,6 +5,7 @@ Each connection had one request and its answer before it fell idle. One process 
 are several workers and several clients, who connect from many loopback addresses.
 
 python -m bench.load.idle [--workers 8] [--connections 140000] [--steps 7] [--out bench/results]
+python -m bench.load.idle --tls [--connections 6000] [--rounds 3]      over TLS 1.3, beside nginx and HAProxy
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import time
 from pathlib import Path
 
 from bench.load.common import Server, far_socket, free_port, gwcore, memory, raise_descriptors, status
+from bench.tls.idle import compare
 
 RESERVE = 200  # descriptors of a process that are no clients'
 PER_ADDRESS = 5000
@@ -93,9 +95,13 @@ def main() -> None:
     parser.add_argument("--connections", type=int, help="all that the workers have descriptors for when not given")
     parser.add_argument("--steps", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path("bench/results"))
+    parser.add_argument("--tls", action="store_true")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--hold", type=int, nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     each = raise_descriptors() - RESERVE
+    if args.tls:
+        return compare(args.connections or 6000, args.rounds)
     if args.hold:
         return hold(*args.hold)
     # the kernel spreads by a hash: the fullest worker is some standard deviations above the mean

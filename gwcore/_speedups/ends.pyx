@@ -284,8 +284,9 @@ cdef bint client_admit(Worker *w, Conn *c) noexcept nogil:
         return True
     c.counted = client_enter(w.segment, w.lane, c.peer, c.family, w.plan.head.connections_per_client)
     if not c.counted:
-        head_refuse(w, c, R_CONNECTION_LIMIT)
-    return c.counted
+        head_refuse(w, c, R_CONNECTION_LIMIT)            # c is gone
+        return False
+    return True
 
 
 cdef void proxy_refuse(Worker *w, Conn *c) noexcept nogil:

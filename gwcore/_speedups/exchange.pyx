@@ -457,14 +457,16 @@ cdef void body_look(Worker *w, Exchange *x) noexcept nogil:
 cdef void client_timeout(Worker *w, Conn *c) noexcept nogil:
     cdef Exchange *x = <Exchange *>c.exchange
     if x == NULL:
-        if c.state == C_HEAD:
+        if c.state == C_LINGER:              # long enough
+            client_end(w, c, False)
+        elif c.state == C_HEAD:
             head_refuse(w, c, R_HEADER_TIMEOUT)
         elif c.proxy_due:
             proxy_refuse(w, c)
         elif c.tls.due:
             tls_refuse(w, c, R_TLS_HANDSHAKE_TIMEOUT)
         else:
-            client_end(w, c, False)          # idle or lingering long enough
+            client_end(w, c, False)          # idle long enough
         return
     if x.phase == X_QUEUED:
         x.upstream.cell.queue_timeout += 1

@@ -5,10 +5,9 @@ from libc.string cimport memcpy
 
 from gwcore._speedups.buffer cimport buf_give, buf_room, buf_take
 from gwcore._speedups.conn cimport CONN_JOB, C_IDLE, LocalPlan, plan_release, sealed_push, window_fill, window_keep
-from gwcore._speedups.copenssl cimport BIO_set_data, SSL_get_rbio, SSL_set_ex_data
 from gwcore._speedups.handshakes cimport crew_give, step_free
 from gwcore._speedups.slab cimport slab_get, slab_handle
-from gwcore._speedups.tls cimport TLS_IN_BYTES, TLS_OUT_BYTES, tls_begin, tls_holds, tls_io_open, tls_step
+from gwcore._speedups.tls cimport TLS_IN_BYTES, TLS_OUT_BYTES, tls_adopt, tls_begin, tls_holds, tls_io_open, tls_step
 from gwcore._speedups.tlsjobs cimport job_watch
 from gwcore._speedups.tlsserver cimport TlsServer, server_count, server_identity
 from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL, RC_OK
@@ -135,8 +134,7 @@ cdef Conn *handshake_back(Worker *w, Step *s, int *rc) noexcept nogil:
     c.tls.away = 0
     s.tls.ssl = NULL
     c.plan = <LocalPlan *>s.plan
-    SSL_set_ex_data(c.tls.ssl, 0, &c.tls)
-    BIO_set_data(SSL_get_rbio(c.tls.ssl), &w.tls)
+    tls_adopt(&w.tls, &c.tls)
     w.tls.in_at, w.tls.in_left = s.bytes + s.size - s.left, s.left
     rc[0] = s.rc if window_keep(w, c) == RC_OK else RC_FAIL
     while at < s.out_size:

@@ -3,11 +3,10 @@ meanwhile, nobody waits for the step, and it is dropped when it comes back. The 
 a handshake nobody waits for any more costs as much as one that matters. Threads run at a lower priority than live traffic."""
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
-from gwcore._speedups.copenssl cimport BIO_set_data, SSL_get_rbio, SSL_set_ex_data
 from gwcore._speedups.sys cimport close
-from gwcore._speedups.tls cimport TlsIo, tls_end, tls_io_close, tls_io_open, tls_step
+from gwcore._speedups.tls cimport TlsIo, tls_adopt, tls_end, tls_io_close, tls_io_open, tls_step
 from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL, size_t
 
 cdef extern from * nogil:
@@ -60,14 +59,16 @@ cdef struct Inside:
     Step *done               # newest first
     Crew *crew
     bint stop
+    uint32_t begun
     pthread_t[64] threads
+    TlsIo[64] ios            # steps that nobody took refer to them, when the threads have ended
 
 
 cdef void step_run(Step *s, TlsIo *io) noexcept nogil:
     """In a thread: one step over what came, collecting what is to be sent."""
     cdef char *grown
     io.in_at, io.in_left = s.bytes, s.size
-    BIO_set_data(SSL_get_rbio(s.tls.ssl), io)
+    tls_adopt(io, &s.tls)
     while True:
         io.out_used = 0
         s.rc = tls_step(io, &s.tls)
@@ -87,10 +88,13 @@ cdef void step_run(Step *s, TlsIo *io) noexcept nogil:
 cdef void *crew_run(void *arg) noexcept nogil:
     cdef Inside *n = <Inside *>arg
     cdef Step *s
-    cdef TlsIo io
+    cdef TlsIo *io
     cdef bint quiet
-    memset(&io, 0, sizeof(io))
-    if not tls_io_open(&io):
+    pthread_mutex_lock(&n.lock)
+    io = &n.ios[n.begun]
+    n.begun += 1
+    pthread_mutex_unlock(&n.lock)
+    if not tls_io_open(io):
         return NULL
     crew_nice(NICE)
     pthread_mutex_lock(&n.lock)
@@ -105,7 +109,7 @@ cdef void *crew_run(void *arg) noexcept nogil:
             n.last = NULL
         n.crew.waiting -= 1
         pthread_mutex_unlock(&n.lock)
-        step_run(s, &io)
+        step_run(s, io)
         pthread_mutex_lock(&n.lock)
         quiet = n.done == NULL
         s.next = n.done
@@ -113,7 +117,6 @@ cdef void *crew_run(void *arg) noexcept nogil:
         if quiet:
             crew_wake(n.crew.wake_fd)
     pthread_mutex_unlock(&n.lock)
-    tls_io_close(&io)
     return NULL
 
 
@@ -159,6 +162,8 @@ cdef void crew_stop(Crew *c) noexcept nogil:
         s = n.done
         n.done = s.next
         step_free(s)
+    for i in range(c.threads):
+        tls_io_close(&n.ios[i])
     if c.wake_fd >= 0:
         close(c.wake_fd)
     free(n)
@@ -188,7 +193,6 @@ cdef bint crew_give(Crew *c, uint64_t handle, Tls *t, void *plan, const char *by
     s.size, s.handle, s.plan = size, handle, plan
     s.tls = t[0]
     s.tls.sealed = NULL                      # the connection's to give back
-    SSL_set_ex_data(s.tls.ssl, 0, &s.tls)
     t.ssl = NULL
     t.server = NULL
     pthread_mutex_lock(&n.lock)

@@ -7,10 +7,10 @@ from libc.string cimport memcmp, memcpy
 from gwcore._speedups.copenssl cimport (
     EVP_CIPHER_CTX, EVP_DecryptInit_ex, EVP_EncryptInit_ex, EVP_MAC_CTX, EVP_MAC_CTX_set_params, EVP_aes_256_cbc, OPENSSL_cleanse,
     OSSL_MAC_PARAM_DIGEST, OSSL_MAC_PARAM_KEY, OSSL_PARAM, OSSL_PARAM_construct_end, OSSL_PARAM_construct_octet_string,
-    OSSL_PARAM_construct_utf8_string, RAND_bytes, SSL, SSL_CTX, SSL_CTX_set_tlsext_ticket_key_evp_cb, SSL_get_ex_data,
+    OSSL_PARAM_construct_utf8_string, RAND_bytes, SSL, SSL_CTX, SSL_CTX_set_tlsext_ticket_key_evp_cb,
 )
 from gwcore._speedups.shm cimport TicketKey, TicketRing
-from gwcore._speedups.tls cimport Tls
+from gwcore._speedups.tls cimport Tls, tls_of
 
 cdef enum:
     PLACES = 8
@@ -48,7 +48,7 @@ cdef int key_read(const TicketRing *r, const unsigned char *name, TicketKey *out
 
 
 cdef int on_ticket(SSL *ssl, unsigned char *name, unsigned char *iv, EVP_CIPHER_CTX *cipher, EVP_MAC_CTX *mac, int issue) noexcept nogil:
-    cdef TlsShared *shared = <TlsShared *>(<Tls *>SSL_get_ex_data(ssl, 0)).server
+    cdef TlsShared *shared = <TlsShared *>tls_of(ssl).server
     cdef TicketKey key
     cdef OSSL_PARAM params[3]
     cdef int place = key_read(shared.ring, NULL if issue else name, &key), rc

@@ -1,6 +1,6 @@
 # Level 2. TLS without sockets: a session reads and writes ciphertext through windows of memory; who owns the socket moves the bytes.
 from gwcore._speedups.buffer cimport Buf
-from gwcore._speedups.copenssl cimport BIO_METHOD, SSL, SSL_CTX
+from gwcore._speedups.copenssl cimport BIO, BIO_METHOD, SSL, SSL_CTX, SSL_get_default_passwd_cb_userdata
 from gwcore._speedups.types cimport size_t, uint32_t, uint64_t
 from libc.stdint cimport uint8_t, uint16_t
 
@@ -24,6 +24,7 @@ cdef struct TlsIo:           # one per worker: the windows of the call that runs
     char *inbox              # TLS_IN_BYTES
     char *stage              # TLS_RECORD: plaintext put together for one record
     BIO_METHOD *method
+    BIO *bio                 # of all sessions here: it has no state between calls
 
 cdef struct Tls:             # part of a connection; all zero = plain
     SSL *ssl
@@ -52,6 +53,7 @@ cdef struct Tls:             # part of a connection; all zero = plain
 cdef bint tls_io_open(TlsIo *io) noexcept nogil
 cdef void tls_io_close(TlsIo *io) noexcept nogil
 cdef bint tls_begin(TlsIo *io, Tls *t, SSL_CTX *ctx, bint accepting) noexcept nogil
+cdef void tls_adopt(TlsIo *io, Tls *t) noexcept nogil
 cdef int tls_step(TlsIo *io, Tls *t) noexcept nogil
 cdef int tls_open(TlsIo *io, Tls *t, char *into, size_t room, size_t *got) noexcept nogil
 cdef int tls_seal(TlsIo *io, Tls *t, const char *at, size_t size) noexcept nogil
@@ -63,3 +65,7 @@ cdef const char *tls_cipher(const Tls *t) noexcept nogil
 
 cdef inline size_t tls_out_room(const TlsIo *io) noexcept nogil:
     return TLS_OUT_BYTES - io.out_used
+
+cdef inline Tls *tls_of(SSL *s) noexcept nogil:
+    """What tls_adopt told the session. It stands where a reader of keys would have its own (we have none): ex_data would cost 100 bytes."""
+    return <Tls *>SSL_get_default_passwd_cb_userdata(s)

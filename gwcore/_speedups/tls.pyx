@@ -1,5 +1,6 @@
-"""TLS sessions over OpenSSL, without sockets. A session's BIO reads from the window `in_at[:in_left]` and writes behind `out[:out_used]`;
-both belong to the worker and are valid for one call, so a connection that waits holds no buffer of ours.
+"""TLS sessions over OpenSSL, without sockets. The BIO reads from the window `in_at[:in_left]` and writes behind `out[:out_used]`; all three
+belong to the worker, so a connection that waits holds no buffer of ours. One BIO serves all sessions of a thread: what it says of a call that
+could not go on is asked for before the next call.
 
 OpenSSL's error queue is empty between calls: every failure here empties it, so that no call pays for clearing it first."""
 from libc.stddef cimport size_t
@@ -8,11 +9,13 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from gwcore._speedups.copenssl cimport (
-    BIO, BIO_CTRL_FLUSH, BIO_TYPE_SOURCE_SINK, BIO_clear_retry_flags, BIO_get_data, BIO_meth_free, BIO_meth_new, BIO_meth_set_ctrl,
-    BIO_meth_set_read, BIO_meth_set_write, BIO_new, BIO_set_data, BIO_set_init, BIO_set_retry_read, BIO_set_retry_write, ERR_GET_LIB,
+    BIO, BIO_CTRL_FLUSH, BIO_TYPE_SOURCE_SINK, BIO_clear_retry_flags, BIO_free, BIO_get_data, BIO_meth_free, BIO_meth_new, BIO_meth_set_ctrl,
+    BIO_meth_set_read, BIO_meth_set_write, BIO_new, BIO_set_data, BIO_set_init, BIO_set_retry_read, BIO_set_retry_write, BIO_up_ref, ERR_GET_LIB,
     ERR_GET_REASON, ERR_LIB_SSL, ERR_clear_error, ERR_peek_error, SSL_ERROR_WANT_READ, SSL_ERROR_WANT_WRITE, SSL_ERROR_ZERO_RETURN,
-    SSL_R_CERTIFICATE_VERIFY_FAILED, SSL_R_PEER_DID_NOT_RETURN_A_CERTIFICATE, SSL_CIPHER_get_name, SSL_ERROR_WANT_ASYNC, SSL_MODE_ASYNC, SSL_clear_mode, SSL_do_handshake, SSL_free, SSL_get_current_cipher, SSL_get_error, SSL_get_version,
-    SSL_has_pending, SSL_new, SSL_RECEIVED_SHUTDOWN, SSL_SENT_SHUTDOWN, SSL_read, SSL_session_reused, SSL_set_accept_state, SSL_set_bio, SSL_set_connect_state, SSL_set_ex_data, SSL_set_shutdown,
+    SSL_R_CERTIFICATE_VERIFY_FAILED, SSL_R_PEER_DID_NOT_RETURN_A_CERTIFICATE, SSL_CIPHER_get_name, SSL_ERROR_WANT_ASYNC, SSL_MODE_ASYNC,
+    SSL_clear_mode, SSL_do_handshake, SSL_free, SSL_get_current_cipher, SSL_get_error, SSL_get_version, SSL_has_pending, SSL_new,
+    SSL_RECEIVED_SHUTDOWN, SSL_SENT_SHUTDOWN, SSL_read, SSL_session_reused, SSL_set_accept_state, SSL_set_bio, SSL_set_connect_state,
+    SSL_set_default_passwd_cb_userdata, SSL_set_shutdown,
     SSL_shutdown, SSL_write,
 )
 from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK
@@ -64,6 +67,12 @@ cdef bint tls_io_open(TlsIo *io) noexcept nogil:
     BIO_meth_set_read(io.method, window_read)
     BIO_meth_set_write(io.method, window_write)
     BIO_meth_set_ctrl(io.method, window_ctrl)
+    io.bio = BIO_new(io.method)
+    if io.bio == NULL:
+        tls_io_close(io)
+        return False
+    BIO_set_data(io.bio, io)
+    BIO_set_init(io.bio, 1)
     return True
 
 
@@ -72,32 +81,36 @@ cdef void tls_io_close(TlsIo *io) noexcept nogil:
     free(io.out)
     free(io.inbox)
     free(io.stage)
+    BIO_free(io.bio)
     if io.method != NULL:
         BIO_meth_free(io.method)
     memset(io, 0, sizeof(TlsIo))
 
 
 cdef bint tls_begin(TlsIo *io, Tls *t, SSL_CTX *ctx, bint accepting) noexcept nogil:
-    """A session for ctx whose handshake is due. False when memory is out; then t is plain as before. The session finds t as its ex_data 0."""
+    """A session for ctx whose handshake is due. False when memory is out; then t is plain as before."""
     cdef SSL *s = SSL_new(ctx)
-    cdef BIO *b = BIO_new(io.method)
-    if s == NULL or b == NULL or SSL_set_ex_data(s, 0, t) != 1:
-        SSL_free(s)
+    if s == NULL:
         ERR_clear_error()
         return False
-    BIO_set_data(b, io)
-    BIO_set_init(b, 1)
-    SSL_set_bio(s, b, b)
     if accepting:
         SSL_set_accept_state(s)
     else:
         SSL_set_connect_state(s)
     t.ssl = s
+    tls_adopt(io, t)
     t.due = 1
     t.closed = t.named = t.resumed = t.verify_failed = t.kind = 0
     t.name_hash = t.error = t.policy = 0
     t.flow = 0
     return True
+
+
+cdef void tls_adopt(TlsIo *io, Tls *t) noexcept nogil:
+    """The session is in this place and thread now; its callbacks find t with tls_of."""
+    BIO_up_ref(io.bio)
+    SSL_set_bio(t.ssl, io.bio, io.bio)
+    SSL_set_default_passwd_cb_userdata(t.ssl, t)
 
 
 cdef int failed(Tls *t) noexcept nogil:

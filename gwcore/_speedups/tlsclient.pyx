@@ -6,17 +6,17 @@ from libc.stdint cimport uint32_t
 from gwcore._speedups.copenssl cimport (
     SSL, SSL_CTX, SSL_CTX_free, SSL_CTX_new, SSL_CTX_sess_set_new_cb, SSL_CTX_set_alpn_protos,
     SSL_CTX_set_default_verify_paths, SSL_CTX_set_session_cache_mode, SSL_CTX_set_verify, SSL_SESSION, SSL_SESSION_free, SSL_SESSION_get_protocol_version,
-    SSL_SESS_CACHE_CLIENT, SSL_SESS_CACHE_NO_INTERNAL, SSL_VERIFY_NONE, SSL_VERIFY_PEER, SSL_get0_param, SSL_get_ex_data, SSL_set1_host,
+    SSL_SESS_CACHE_CLIENT, SSL_SESS_CACHE_NO_INTERNAL, SSL_VERIFY_NONE, SSL_VERIFY_PEER, SSL_get0_param, SSL_set1_host,
     SSL_set_session, SSL_set_tlsext_host_name, TLS1_3_VERSION, TLS_client_method, X509_VERIFY_PARAM_set1_ip_asc,
 )
 from gwcore._speedups.plan cimport TlsClientSpec, plan_client, plan_text
-from gwcore._speedups.tls cimport tls_begin, tls_end
+from gwcore._speedups.tls cimport tls_begin, tls_end, tls_of
 from gwcore._speedups.tlscontext cimport context_authorities, context_cert, context_common, said
 
 
 cdef int on_session(SSL *ssl, SSL_SESSION *session) noexcept nogil:
     """The upstream offers a session: keep it, it is ours (1)."""
-    cdef Tls *t = <Tls *>SSL_get_ex_data(ssl, 0)
+    cdef Tls *t = tls_of(ssl)
     cdef Sessions *s = <Sessions *>t.sessions
     cdef int i = SESSIONS - 1
     if s == NULL:

@@ -4,7 +4,7 @@ session is put aside here until its time has come."""
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 
-from gwcore._speedups.copenssl cimport SSL_get_all_async_fds, SSL_set_ex_data
+from gwcore._speedups.copenssl cimport SSL_get_all_async_fds, SSL_set_default_passwd_cb_userdata
 from gwcore._speedups.sys cimport EPOLLIN, EPOLL_CTL_ADD, EPOLL_CTL_MOD, epoll_ctl, epoll_event
 from gwcore._speedups.tls cimport tls_end, tls_step
 from gwcore._speedups.types cimport size_t
@@ -49,7 +49,7 @@ cdef bint job_orphan(Jobs *j, int ep, Tls *t, void *plan, uint64_t data) noexcep
         j.n += 1
     j.rows[row].tls = t[0]
     j.rows[row].plan = plan
-    SSL_set_ex_data(t.ssl, 0, &j.rows[row].tls)
+    SSL_set_default_passwd_cb_userdata(t.ssl, &j.rows[row].tls)
     t.ssl = NULL
     return job_watch(ep, &j.rows[row].tls, data | row)
 

@@ -14,7 +14,7 @@ from gwcore._speedups.copenssl cimport (
     SSL_CTX_set_session_cache_mode, SSL_CTX_set_timeout, SSL_CTX_set_tlsext_status_cb, SSL_CTX_set_verify,
     SSL_CTX_set_verify_depth, SSL_OP_CIPHER_SERVER_PREFERENCE, SSL_OP_NO_TICKET, SSL_OP_PRIORITIZE_CHACHA, SSL_SESS_CACHE_OFF,
     SSL_TLSEXT_ERR_ALERT_FATAL, SSL_TLSEXT_ERR_NOACK, SSL_TLSEXT_ERR_OK, SSL_VERIFY_FAIL_IF_NO_PEER_CERT, SSL_VERIFY_PEER,
-    SSL_client_hello_get0_ext, SSL_get0_peer_certificate, SSL_get_current_cipher, SSL_get_ex_data, SSL_get_negotiated_group,
+    SSL_client_hello_get0_ext, SSL_get0_peer_certificate, SSL_get_current_cipher, SSL_get_negotiated_group,
     SSL_set_SSL_CTX, SSL_set_session_id_context, SSL_set_tlsext_status_ocsp_resp, SSL_version, TLSEXT_TYPE_server_name,
     TLS_server_method, X509, X509_CRL, X509_CRL_free, X509_NAME_print_ex, X509_STORE_add_crl, X509_STORE_set_flags,
     X509_V_FLAG_CRL_CHECK, X509_V_FLAG_CRL_CHECK_ALL, X509_cmp_current_time, X509_digest, X509_get0_notAfter,
@@ -25,6 +25,7 @@ from gwcore._speedups.histogram cimport histogram_cell
 from gwcore._speedups.plan cimport CertSpec, Str, TlsPolicy, hash_bytes, name_id, plan_text, plan_tls
 from gwcore._speedups.shm cimport TlsCell
 from gwcore._speedups.tickets cimport tickets_attach
+from gwcore._speedups.tls cimport tls_of
 from gwcore._speedups.tlscontext cimport context_authorities, context_cert, context_common, said
 
 cdef enum:
@@ -57,7 +58,7 @@ cdef size_t name_asked(SSL *ssl, char *out) noexcept nogil:
 
 cdef int on_hello(SSL *ssl, int *alert, void *arg) noexcept nogil:
     cdef TlsServer *s = <TlsServer *>arg
-    cdef Tls *t = <Tls *>SSL_get_ex_data(ssl, 0)
+    cdef Tls *t = tls_of(ssl)
     cdef char name[256]
     cdef unsigned char identity[32 + 256]
     cdef unsigned int size
@@ -99,7 +100,7 @@ cdef int on_alpn(SSL *ssl, const unsigned char **out, unsigned char *out_len, co
 
 cdef int on_status(SSL *ssl, void *arg) noexcept nogil:
     """Staple the OCSP response of the certificate (its first, where there are two)."""
-    cdef Tls *t = <Tls *>SSL_get_ex_data(ssl, 0)
+    cdef Tls *t = tls_of(ssl)
     cdef TlsServer *s = <TlsServer *>t.server
     cdef const TlsPolicy *p = <const TlsPolicy *>(<const char *>s.plan + s.spec.policies.off) + t.policy
     cdef const uint32_t *list = <const uint32_t *>(<const char *>s.plan + p.certs.off)
