@@ -67,7 +67,9 @@ def test_a_hello_in_the_segment_of_the_proxy_header(tmp_path: Path, threads: str
 
 @pytest.mark.parametrize("version", ["1.2", "1.3"])
 def test_a_flight_longer_than_the_send_buffer_arrives(tmp_path: Path, threads: str, version: str) -> None:
-    authorities = [trustme.CA(organization_name="x" * 60).cert_pem.bytes() for _ in range(120)]  # their names stand in the request
+    authorities = [
+        trustme.CA(organization_name="x" * 60).cert_pem.bytes() for _ in range(120)
+    ]  # their names stand in the request
     (tmp_path / "ca.pem").write_bytes(b"".join(authorities))
     tls = listener(issue(tmp_path, "a.test"), more=f"client_auth: {{mode: optional, ca: {tmp_path / 'ca.pem'}}}")
     with plane(RESPOND + "\ntimeouts: {tls_handshake: 3s}" + threads, listener=tls) as p:
