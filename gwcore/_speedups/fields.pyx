@@ -145,15 +145,16 @@ names_index()
 cdef int x_field(const char *name, size_t size) noexcept nogil:
     """Underscore aliases of the names beginning with x that we set: WSGI and CGI cannot tell the two apart."""
     cdef char low[20]
-    cdef size_t i
+    cdef size_t i, n = size if size < sizeof(low) else sizeof(low)
     if size >= 9 and same_word(name, 9, b"x-gwcore-", 9):
         return F_X_GWCORE
-    if size > sizeof(low) or memchr(name, c'_', size) == NULL:
+    if memchr(name, c'_', size) == NULL:
         return F_OTHER
-    for i in range(size):
+    for i in range(n):
         low[i] = c'-' if name[i] == c'_' else <char>LOWER[<uint8_t>name[i]]
-    i = <size_t>field_id(low, size)
-    return F_ALIAS if i != F_OTHER or (size >= 9 and memcmp(low, <const char *>b"x-gwcore-", 9) == 0) else F_OTHER
+    if n >= 9 and memcmp(low, <const char *>b"x-gwcore-", 9) == 0:
+        return F_ALIAS                       # whatever its length
+    return F_ALIAS if n == size and field_id(low, size) != F_OTHER else F_OTHER
 
 
 cdef int field_id(const char *name, size_t size) noexcept nogil:

@@ -46,11 +46,18 @@ Complain = Callable[[tuple[Any, ...], str], None]
 
 
 def _read(path: str, where: tuple[Any, ...], error: Complain) -> bytes:
+    """The file's content. An empty one is an error: in the plan it would stand for one that was never asked for, such as the system's authorities."""
     try:
-        return Path(path).read_bytes()
+        content = Path(path).read_bytes()
     except OSError as why:
         error(where, f"{path} cannot be read: {why.strerror}")
         return b""
+    except ValueError:
+        error(where, f"{path!r} is no path")
+        return b""
+    if not content:
+        error(where, f"{path} is empty")
+    return content
 
 
 def read(tls: ListenerTls, error: Complain, warn: Complain) -> Material:

@@ -180,6 +180,8 @@ def _message(e: Any, path: tuple[Any, ...]) -> str:
     if kind == "literal_error":
         close = difflib.get_close_matches(str(e["input"]), re.findall(r"'([^']*)'", ctx["expected"]), 1, 0.6)
         return f"{e['input']!r} is not one of {ctx['expected']}" + (f"; did you mean {close[0]}?" if close else "")
+    if kind in ("model_type", "dict_type"):  # a text in place of keys and values may be a secret
+        return "must be keys and values"
     return f"{e['msg'][0].lower()}{e['msg'][1:]} (it is {e['input']!r})" if not isinstance(e["input"], dict | list) else e["msg"]
 
 

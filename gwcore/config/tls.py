@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -97,7 +98,8 @@ class TlsRules(Model):
 
     @property
     def cipher_list(self) -> str:
-        return str(PROFILES[self.profile]["ciphers"]) if self.ciphers is None else self.ciphers
+        """Those of TLS 1.2; an empty list would leave the choice to OpenSSL."""
+        return self.ciphers or str(PROFILES[self.profile]["ciphers"] or PROFILES["intermediate"]["ciphers"])
 
 
 class UpstreamTls(TlsRules):
@@ -209,6 +211,21 @@ class Redis(Model):
     """Of a look-up on a request's or handshake's way; then it goes on without."""
     prefix: str = "gwcore:"
     """Of every key."""
+
+    @field_validator("url")
+    @classmethod
+    def _url(cls, value: str) -> str:
+        if value:
+            try:
+                parts = urlsplit(value)
+                good = parts.scheme in ("redis", "rediss", "unix") and (parts.port or 1) > 0
+            except ValueError:
+                good = False
+            if not good:  # without a word of it, since it may hold a password
+                raise ValueError(
+                    "url must begin with redis://, rediss:// or unix://, and / ? # @ of a password be written as %2F %3F %23 %40"
+                )
+        return value
 
 
 class ListenerTls(TlsRules):

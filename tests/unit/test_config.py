@@ -13,8 +13,10 @@ from gwcore.config.compile import compile_plan
 from gwcore.config.dump import dump
 from gwcore.config.load import ConfigErrors, load_text
 from gwcore.config.schema import Config
+from gwcore.config.tls import TlsRules
 from gwcore.config.units import format_duration, parse_duration, parse_size
 from gwcore.explain import explain
+from tests.tls import issue
 
 GOOD = """\
 listeners:
@@ -234,3 +236,59 @@ def test_reference_pages_are_up_to_date():
         [sys.executable, "ci/gen_docs.py", "--check"], capture_output=True, text=True, cwd=Path(__file__).parents[2]
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("tls", "path"),
+    [
+        ("certificates: [{cert: a.test.pem, key: empty}]", "listeners[0].tls.certificates[0].key"),
+        ("certificates: [{cert: empty, key: a.test.key}]", "listeners[0].tls.certificates[0].cert"),
+        ("certificates: [{cert: a.test.pem, key: a.test.key, ocsp: empty}]", "listeners[0].tls.certificates[0].ocsp"),
+        ('certificates: [{cert: "a\\0", key: a.test.key}]', "listeners[0].tls.certificates[0].cert"),
+        (
+            "certificates: [{cert: a.test.pem, key: a.test.key}], client_auth: {mode: require, ca: empty}",
+            "listeners[0].tls.client_auth.ca",
+        ),
+        (
+            "certificates: [{cert: a.test.pem, key: a.test.key}], client_auth: {mode: require, ca: a.test.pem, crl: empty}",
+            "listeners[0].tls.client_auth.crl",
+        ),
+    ],
+)
+def test_an_empty_file_is_never_taken_for_one_not_asked_for(tmp_path, tls, path):  # T9
+    issue(tmp_path, "a.test")
+    (tmp_path / "empty").touch()
+    text = f"listeners: [{{address: '127.0.0.1:1', tls: {{{tls}}}}}]\nroutes: [{{respond: {{status: 200}}}}]\n"
+    with pytest.raises(ConfigErrors) as e:
+        load_text(text, base=tmp_path)
+    assert [x.path for x in e.value.errors] == [path]
+
+
+def test_an_empty_file_of_authorities_is_not_the_system_s(tmp_path):  # T9
+    (tmp_path / "empty").touch()
+    text = (
+        "listeners: [{address: '127.0.0.1:1'}]\nupstreams: {a: {endpoints: ['b:1'], tls: {ca: empty}}}\nroutes: [{upstream: a}]\n"
+    )
+    with pytest.raises(ConfigErrors, match=r"upstreams\.a\.tls\.ca: .*empty is empty"):
+        load_text(text, base=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "redis: 'redis://:hush@h:1/0'",
+        "tls: {tickets: hush}",
+        "redis: {url: 'redis://:hush/hush@h:1'}",
+        "redis: {url: 'redis://:hush#hush@h'}",
+        "redis: {url: 'http://:hush@h'}",
+    ],
+)
+def test_errors_do_not_show_secrets(text):
+    with pytest.raises(ConfigErrors) as e:
+        load_text(f"listeners: [{{address: '127.0.0.1:1'}}]\nroutes: [{{respond: {{status: 200}}}}]\n{text}")
+    assert "hush" not in str(e.value)
+
+
+def test_tls_1_2_has_no_ciphers_of_openssl_s_choice():  # T1
+    for rules in (TlsRules(profile="modern", versions=["1.2"]), TlsRules(ciphers="")):
+        assert rules.cipher_list == TlsRules().cipher_list
