@@ -10,7 +10,7 @@ from gwcore._speedups.copenssl cimport (
     OSSL_PARAM_construct_utf8_string, RAND_bytes, SSL, SSL_CTX, SSL_CTX_set_tlsext_ticket_key_evp_cb,
 )
 from gwcore._speedups.shm cimport TicketKey, TicketRing
-from gwcore._speedups.tls cimport Tls, tls_of
+from gwcore._speedups.tls cimport tls_of
 
 cdef enum:
     PLACES = 8
