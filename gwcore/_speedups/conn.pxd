@@ -7,6 +7,7 @@ from gwcore._speedups.outlist cimport OutList
 from gwcore._speedups.plan cimport PlanHead
 from gwcore._speedups.regex cimport Regex
 from gwcore._speedups.ring cimport Ring
+from gwcore._speedups.sessions cimport Mail
 from gwcore._speedups.shm cimport Lane, Segment_
 from gwcore._speedups.slab cimport Slab, SlabItem
 from gwcore._speedups.sys cimport sockaddr_storage
@@ -132,6 +133,7 @@ cdef struct Worker:          # one per process; the context of everything
     char *scratch
     char flat[2048]
     TlsIo tls
+    Mail mail                # what Python is to do about TLS sessions
     Crew *crew               # threads for handshakes; NULL = this one does them
     Link greeting            # Node: connections whose handshake goes on in the next batch
     uint32_t greets          # steps of handshakes in this batch

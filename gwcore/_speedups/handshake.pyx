@@ -8,7 +8,7 @@ from gwcore._speedups.conn cimport C_IDLE, LocalPlan, plan_release, sealed_push,
 from gwcore._speedups.copenssl cimport BIO_set_data, SSL_get_rbio, SSL_set_ex_data
 from gwcore._speedups.handshakes cimport crew_give, step_free
 from gwcore._speedups.slab cimport slab_get, slab_handle
-from gwcore._speedups.tls cimport TLS_IN_BYTES, TLS_OUT_BYTES, tls_begin, tls_holds, tls_io_open, tls_step
+from gwcore._speedups.tls cimport LOOKUP_ANSWERED, TLS_IN_BYTES, TLS_OUT_BYTES, tls_begin, tls_holds, tls_io_open, tls_step
 from gwcore._speedups.tlsserver cimport TlsServer, server_count, server_identity
 from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL, RC_OK
 
@@ -69,12 +69,12 @@ cdef int one_step(Worker *w, Conn *c) noexcept nogil:
 
 
 cdef int steps(Worker *w, Conn *c) noexcept nogil:
-    """As far as bytes are there. RC_OK: the handshake is over. RC_AGAIN: it waits for the peer. RC_DONE, RC_FAIL: the peer ended, or it
+    """As far as bytes are there. RC_OK: the handshake is over. RC_AGAIN: it waits for the peer. RC_PARK: for Redis. RC_DONE, RC_FAIL: the peer ended, or it
     failed (c.tls.error; the alert is sent)."""
     cdef int rc, step
     while True:
         rc = window_fill(w, c, TLS_IN_BYTES)
-        if rc != RC_OK and not (rc == RC_AGAIN and tls_holds(&c.tls)):
+        if rc != RC_OK and not (rc == RC_AGAIN and (c.tls.lookup == LOOKUP_ANSWERED or tls_holds(&c.tls))):
             return rc
         step = one_step(w, c)
         if window_keep(w, c) != RC_OK:
@@ -105,7 +105,7 @@ cdef int handshake_connect(Worker *w, Conn *c) noexcept nogil:
 cdef int handshake_give(Worker *w, Conn *c) noexcept nogil:
     """Let a thread of the crew go on with the handshake. RC_AGAIN: it does, or nothing has come to go on with. Else as handshake_go."""
     cdef int rc = window_fill(w, c, TLS_IN_BYTES)
-    if rc != RC_OK:
+    if rc != RC_OK and not (rc == RC_AGAIN and c.tls.lookup == LOOKUP_ANSWERED):
         return rc
     if not crew_give(w.crew, slab_handle(&c.item), &c.tls, c.plan, w.tls.in_at, w.tls.in_left):
         return RC_FAIL

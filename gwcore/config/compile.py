@@ -127,7 +127,7 @@ class _Compiler(Writer):
     def __init__(self, config: Config, slots: Slots, config_path: str, addresses: Addresses, workers: int):
         super().__init__(PlanBuilder())
         self.config, self.slots, self.addresses, self.workers = config, slots, addresses, workers
-        self.secure = TlsWriter(self.b)
+        self.secure = TlsWriter(self.b, config.tls.sessions.redis)
         self.upstream_index = {name: i for i, name in enumerate(config.upstreams)}
         self.via = via_name(config, config_path)
 

@@ -13,6 +13,7 @@ from gwcore.config.tls import ListenerTls, TlsRules, UpstreamTls
 from gwcore.config.upstreams import Upstream
 
 VERSION = {"1.2": 0x0303, "1.3": 0x0304}
+SESSIONS = {"off": 0, "tickets": 1, "store": 2}
 CLIENT_AUTH = {"off": 0, "optional": 1, "require": 2}
 
 
@@ -23,8 +24,9 @@ def _refuse(path: tuple[Any, ...], message: str) -> None:
 class TlsWriter(Writer):
     """Collects the rows of `PlanHead.tls` and `PlanHead.clients`."""
 
-    def __init__(self, builder: Any):
+    def __init__(self, builder: Any, redis: bool):
         super().__init__(builder)
+        self.redis = redis  # is behind the store of sessions
         self.servers: list[dict[str, Any]] = []
         self.clients: list[dict[str, Any]] = []
 
@@ -75,8 +77,9 @@ class TlsWriter(Writer):
             "client_auth": CLIENT_AUTH[tls.client_auth.mode],
             "client_depth": tls.client_auth.depth,
             "refuse_unknown": int(tls.unknown_name == "refuse"),
-            "tickets": int(tls.tickets),
-            "lifetime_s": int(tls.session_lifetime),
+            "sessions": SESSIONS[tls.sessions],
+            "redis": int(tls.sessions == "store" and self.redis),
+            "lifetime_s": int(tls.lifetime),
         }
 
     # ---- upstreams ----

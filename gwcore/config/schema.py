@@ -213,6 +213,8 @@ class Config(Model):
     def _redis(self) -> Config:
         if self.tls.tickets.share == "redis" and not self.redis.url:
             raise ValueError("tls.tickets.share: redis needs redis.url")
+        if self.tls.sessions.redis and not self.redis.url:
+            raise ValueError("tls.sessions.redis: on needs redis.url")
         return self
 
     @field_validator("workers")
