@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import socket
 import ssl
 import threading
@@ -15,8 +17,9 @@ from typing import Any
 import pytest
 from gwcore._speedups.shm import Segment
 
+from tests.e2e.process import Process
 from tests.redis_server import RedisServer, redis_server
-from tests.support import PlaneThread, free_port, plane, read_reply, wait_until
+from tests.support import PlaneThread, Upstream, free_port, plane, read_reply, wait_until
 from tests.tls import CA, client_context, issue, listener, secure
 
 SECRET = "s" * 40
@@ -291,3 +294,41 @@ def test_an_empty_port_is_as_good_as_a_silent_one(machine, client):
     for _ in range(8):
         client.visit(b)
     assert figures(b)["failed"] == 0
+
+
+def test_workers_share_sessions_and_outlive_one_another(tmp_path: Path, redis: RedisServer, backend: Upstream):
+    """As users run it: two workers, of which one dies; then the machine forgets, and Redis does not."""
+    g = Process(tmp_path, backend, extra="# more")
+    try:
+        tls = listener(issue(tmp_path, "a.test"), more="sessions: store")
+        g.replace(f'[{{address: "{g.address}"}}]', f'[{{address: "{g.address}", {tls}}}]')
+        g.replace("# more", f"tls: {{sessions: {{redis: on, secret: {SECRET}}}}}\nredis: {{url: '{redis.url}', {LONG}}}")
+        assert g.reload()["ok"]
+        context = client_context()
+        session = None
+
+        def visit() -> bool:
+            nonlocal session
+            with secure(g.connect(), "a.test", context, session=session) as s:
+                s.sendall(b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n")
+                assert read_reply(s).status == 200
+                session = s.session
+                return bool(s.session_reused)
+
+        assert [visit() for _ in range(9)] == [False] + [True] * 8
+        wait_until(lambda: g.status()["tls"]["redis"]["written"] == 9)
+        pids = g.pids()
+        os.kill(pids[0], signal.SIGKILL)
+        wait_until(lambda: pids[0] not in g.pids() and all(w["up"] for w in g.status()["workers"]))
+        assert all(visit() for _ in range(8))
+        wait_until(lambda: g.status()["tls"]["redis"]["written"] == 17)
+        status = g.status()["tls"]
+        assert status["resumed"]["local"] == 16 and status["store"]["entries"] == 17
+        g.get("/sessions/forget", "POST")
+        assert visit()
+        assert g.status()["tls"]["resumed"]["redis"] == 1
+        text = g.get("/metrics").decode()
+        assert 'gwcore_tls_redis_total{event="hits"} 1.0' in text and "gwcore_tls_redis_seconds_bucket" in text
+        assert SECRET not in g.get("/status").decode()
+    finally:
+        g.clean_up()
