@@ -41,6 +41,7 @@ def settings(config: Config) -> dict[str, Any] | None:
     return (
         {
             "url": config.redis.url,
+            "cluster": config.redis.cluster,
             "prefix": config.redis.prefix,
             "deadline": config.redis.deadline,
             "key": sealing(config.tls.sessions.secret),
@@ -55,6 +56,7 @@ class Settings:
     """As `settings` gives them."""
 
     url: str
+    cluster: bool
     prefix: str
     deadline: float
     key: bytes
@@ -84,11 +86,9 @@ class SharedSessions:
         self.settings = wanted
         if wanted is None:
             return
-        import redis.asyncio as redis
-        from redis.asyncio.retry import Retry
-        from redis.backoff import NoBackoff
+        from gwcore.redis_client import connect
 
-        self.client = redis.Redis.from_url(wanted.url, socket_connect_timeout=WRITE_S, retry=Retry(NoBackoff(), 0))
+        self.client = connect(wanted.url, wanted.cluster, WRITE_S)
         self.missed = 0
         self.plane.on_letters = self.letters
         self.writer = self.loop.create_task(self.write())
@@ -106,6 +106,8 @@ class SharedSessions:
         self.queue.clear()
         self.settings = self.writer = self.rest = None
         if self.client is not None:
+            from gwcore.redis_client import close
+
             task = self.loop.create_task(close(self.client))
             self.flights.add(task)
             task.add_done_callback(self.flights.discard)
@@ -194,6 +196,10 @@ class SharedSessions:
 
     async def write(self) -> None:
         """Batch by batch, for ever. What cannot be written is lost, and counted."""
+        with contextlib.suppress(Exception):  # make the first connection before a handshake needs it
+            async with asyncio.timeout(WRITE_S):
+                await self.client.initialize()
+                await self.client.ping()
         while True:
             await self.written.wait()
             self.written.clear()
@@ -221,8 +227,3 @@ class SharedSessions:
             await p.execute()
         self.plane.count_redis("written", n=kept)
         self.plane.count_redis("dropped", n=lost)
-
-
-async def close(client: Any) -> None:
-    with contextlib.suppress(Exception):
-        await client.aclose()

@@ -179,6 +179,8 @@ class Tls(Model):
 class Redis(Model):
     url: str = ""
     """`redis://host:port/db`, `rediss://` with TLS, or `unix:///path`; with user and password where needed. Never logged."""
+    cluster: Annotated[bool, BeforeValidator(_switch, json_schema_input_type=bool | Literal["on", "off"])] = False
+    """`url` is one node of a Redis Cluster."""
     deadline: Duration = Field(0.02, ge=0.001, le=10)
     """Of a look-up on a request's or handshake's way; then it goes on without."""
     prefix: str = "gwcore:"

@@ -152,6 +152,14 @@ def test_other_machines_resume_through_redis(machine, client, redis, tmp_path):
     assert 200 < int(ttl[1:]) <= 300
 
 
+def test_a_cluster_of_redis(machine, client):
+    with redis_server(cluster=True) as r:
+        a, b = machine(r.url, f"{LONG}, cluster: on"), machine(r.url, f"{LONG}, cluster: on")
+        client.visit(a)
+        wait_until(lambda: figures(a)["redis"]["written"] == 1)
+        assert client.visit(b) and figures(b)["redis"]["hits"] == 1
+
+
 def test_a_deleted_session_is_a_full_handshake(machine, client, redis):
     a, b = machine(redis.url), machine(redis.url)
     client.visit(a)
