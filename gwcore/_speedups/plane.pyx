@@ -139,8 +139,11 @@ cdef class Plane:
     def put_session(self, id: bytes, session: bytes, ttl_s: float) -> bool:
         """Put a session into the machine's store."""
         cdef Worker *w = &self.r.w
-        return len(id) == SESSION_ID and store_put(segment_store(w.segment), w.number, id, session, <uint32_t>len(session),
-                                                   w.wall_ms + <uint64_t>(ttl_s * 1000), w.wall_ms) != 0
+        cdef int kept = store_put(segment_store(w.segment), w.number, id, session, <uint32_t>len(session),
+                                  w.wall_ms + <uint64_t>(ttl_s * 1000), w.wall_ms) if len(id) == SESSION_ID else 0
+        w.lane.tls.sessions_kept += kept != 0
+        w.lane.tls.sessions_evicted += kept == 2
+        return kept != 0
 
     def count_redis(self, what: str, seconds: float = -1.0, n: int = 1) -> None:
         """Count what became of a look-up (hits, misses, errors, skipped) with its time, or of a session (written, dropped)."""

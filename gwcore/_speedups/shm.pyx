@@ -188,7 +188,7 @@ cdef dict tls_figures(Segment self):
     memset(looks, 0, sizeof(looks))
     out = {"handshakes": {"TLSv1.2": 0, "TLSv1.3": 0}, "resumed": {"ticket": 0, "local": 0, "redis": 0}, "failed": 0,
            "groups": dict.fromkeys(GROUP_WORDS, 0), "ciphers": dict.fromkeys(CIPHER_WORDS, 0), "tickets_issued": 0, "tickets_unknown": 0,
-           "store": {"entries": store_count(segment_store(self.mem), time.time_ns() // 1_000_000), "most": segment_store(self.mem).entries,
+           "store": {"entries": 0, "most": segment_store(self.mem).entries,
                      "hits": 0, "misses": 0, "kept": 0, "evicted": 0, "refused": 0},
            "redis": {"hits": 0, "misses": 0, "errors": 0, "skipped": 0, "written": 0, "dropped": 0},
            "ticket_uses": [0] * 8, "early_data": {"accepted": 0, "refused": 0}, "sessions": 0}
@@ -219,6 +219,8 @@ cdef dict tls_figures(Segment self):
             looks[i] += c.redis_seconds[i]
         sum_us += c.sum_us
         look_us += c.redis_us
+    if out["store"]["kept"]:             # or looking would make its pages
+        out["store"]["entries"] = store_count(segment_store(self.mem), time.time_ns() // 1_000_000)
     out["redis"]["seconds"] = seconds(looks, look_us)
     return dict(out, seconds=seconds(cells, sum_us))
 

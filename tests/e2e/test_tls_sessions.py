@@ -340,3 +340,17 @@ def test_workers_share_sessions_and_outlive_one_another(tmp_path: Path, redis: R
         assert SECRET not in g.get("/status").decode()
     finally:
         g.clean_up()
+
+
+def test_use_keeps_a_session_alive_here_and_in_redis(machine, redis, tmp_path):
+    tls = listener(issue(tmp_path, "a.test"), more="sessions: store, session_lifetime: 3s")
+    a, b = machine(redis.url, tls=tls), machine(redis.url, tls=tls)
+    c = Client("1.2")
+    assert not c.visit(a)
+    session = c.session
+    for _ in range(9):
+        time.sleep(0.5)
+        c.session = session
+        assert c.visit(a)
+    c.session = session
+    assert c.visit(b) and figures(b)["resumed"]["redis"] == 1
