@@ -35,11 +35,13 @@ LIBRARIES = {
     "gwcore._speedups.tls": OPENSSL,
     "gwcore._speedups.tickets": OPENSSL,
     "gwcore._speedups.tlsjobs": OPENSSL,
+    "gwcore._speedups.sessions": OPENSSL,
     "gwcore._speedups.handshakes": OPENSSL,
     "gwcore._speedups.handshake": OPENSSL,
     "gwcore._speedups.tlscontext": OPENSSL,
     "gwcore._speedups.tlsserver": OPENSSL,
     "gwcore._speedups.tlsclient": OPENSSL,
+    "gwcore._speedups.greet": OPENSSL,
     "gwcore._speedups.plane": OPENSSL,
 }
 

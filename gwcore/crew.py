@@ -90,15 +90,15 @@ class Crew:
         self.plan = Plan(0, -1)
         self.addresses: set[str] = set()
         self.asked = 0  # the version in PREPARE
-        self.times: dict[str, float] = {}
+        self.words: dict[str, Any] = {}
         self.log_fd = -1
         self.began = time.monotonic()
         self.served = False
         self.draining = False
 
-    def start(self, plan: Plan, addresses: Iterable[str], times: dict[str, float], log_fd: int) -> None:
-        """Fork all workers for the first plan, to accept on `addresses`; `times` are seconds by the names of Worker.on_commit. The descriptors are the crew's from now on."""
-        self.plan, self.addresses, self.times, self.log_fd = plan, set(addresses), times, log_fd
+    def start(self, plan: Plan, addresses: Iterable[str], words: dict[str, Any], log_fd: int) -> None:
+        """Fork all workers for the first plan, to accept on `addresses`; `words` are for Worker.on_commit. The descriptors are the crew's from now on."""
+        self.plan, self.addresses, self.words, self.log_fd = plan, set(addresses), words, log_fd
         self.loop.add_reader(self.spawner.fileno(), lambda: self.spawner.pump(self.on_ended, self.on_zygote_gone))
         for slot in self.slots:
             self.spawn(slot)
@@ -132,7 +132,7 @@ class Crew:
             channel.send("discard", version=version)
             channel.send("prepare", [self.plan.fd], version=self.plan.version)
         elif op == "ready":
-            channel.send("commit", (), version=version, **self.times)
+            channel.send("commit", (), version=version, **self.words)
         elif op == "refused":
             say(f"worker {slot.number} refused the plan that is in use: {message['why']}")
             channel.send("stop")
@@ -234,11 +234,11 @@ class Crew:
         """Give up a plan that was prepared."""
         self.tell("discard", version=plan.version)
 
-    def commit(self, plan: Plan, addresses: Iterable[str], times: dict[str, float]) -> None:
+    def commit(self, plan: Plan, addresses: Iterable[str], words: dict[str, Any]) -> None:
         """Use a plan that every worker is ready for, and accept on `addresses`."""
         os.close(self.plan.fd)
-        self.plan, self.addresses, self.times = plan, set(addresses), times
-        self.tell("commit", (), version=plan.version, **times)
+        self.plan, self.addresses, self.words = plan, set(addresses), words
+        self.tell("commit", (), version=plan.version, **words)
 
     def use_log(self, fd: int) -> None:
         """Log to fd from now on; -1 for no log."""

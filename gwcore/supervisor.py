@@ -68,7 +68,7 @@ class Supervisor:
         from gwcore.tickets import TicketKeys
 
         self.loaded, self.config_path, self.arguments = loaded, config_path, arguments
-        self.segment = Segment.create(workers)
+        self.segment = Segment.create(workers, loaded.config.tls.sessions.cache)
         self.listeners = Listeners(workers)
         self.admin_sockets = Listeners(1)
         self.crew = Crew(self, spawner, self.segment, self.listeners)
@@ -121,7 +121,7 @@ class Supervisor:
             self.loop.add_signal_handler(s, action)
         await self.discovery.learn(self.config)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())  # an upgrade blocks them on its way here
-        self.crew.start(self.compile(self.config), self.addresses, self.drain_times(), log_fd)
+        self.crew.start(self.compile(self.config), self.addresses, self.commit_words(), log_fd)
         self.loop.call_later(WATCH_S, self.watch)
         self.loop.call_later(PING_S, self.ping)
         self.look_at_certificates()
@@ -168,10 +168,12 @@ class Supervisor:
         self.versions += 1
         return Plan(self.versions, fd)
 
-    def drain_times(self) -> dict[str, float]:
-        """What every worker must know of the end, for it may come without us."""
+    def commit_words(self) -> dict[str, Any]:
+        """What every worker must know beside the plan: of the end, for it may come without us, and of sessions in Redis."""
+        from gwcore.sessions import settings
+
         t = self.config.timeouts
-        return {"drain_s": t.drain, "drain_tunnels_s": t.drain_tunnels}
+        return {"drain_s": t.drain, "drain_tunnels_s": t.drain_tunnels, "sessions": settings(self.config)}
 
     def start_task(self, work: Coroutine[Any, Any, Any]) -> None:
         task = self.loop.create_task(work)
@@ -280,7 +282,7 @@ class Supervisor:
             self.start_task(self.tickets.use(self.config))
         self.discovery.keep(self.config)
         self.listeners.close(self.listeners.sockets.keys() - set(self.addresses))
-        self.crew.commit(plan, self.addresses, self.drain_times())
+        self.crew.commit(plan, self.addresses, self.commit_words())
         if log_fd is not None:
             self.crew.use_log(log_fd)
         if before.admin.address != self.config.admin.address:
@@ -297,7 +299,7 @@ class Supervisor:
                 os.close(plan.fd)
                 say("cannot use new addresses or certificates: " + "; ".join(errors))
                 return
-            self.crew.commit(plan, self.addresses, self.drain_times())
+            self.crew.commit(plan, self.addresses, self.commit_words())
 
     async def move_admin(self, old: str) -> None:
         if self.admin:

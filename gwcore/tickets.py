@@ -8,7 +8,6 @@ Keys are never logged; what `status` shows of one is the beginning of the name t
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import fcntl
 import hashlib
 import hmac
@@ -22,6 +21,7 @@ import msgpack
 
 from gwcore._speedups import crypto
 from gwcore._speedups.shm import TICKET_KEY_BYTES
+from gwcore.config.tls import Redis
 
 if TYPE_CHECKING:
     from gwcore._speedups.shm import Segment
@@ -69,7 +69,7 @@ class TicketKeys:
         self.segment, self.say, self.clock = segment, say, clock
         self.ring: Ring = {}
         self.config: Tickets | None = None
-        self.redis_url = self.redis_prefix = ""
+        self.redis = Redis()
         self.client: Any = None
         self.failure = ""
         self.failed_since = 0.0
@@ -100,7 +100,7 @@ class TicketKeys:
             self.config.rotate,
         ):
             self.ring = {}
-        self.config, self.redis_url, self.redis_prefix = tickets, config.redis.url, config.redis.prefix
+        self.config, self.redis = tickets, config.redis
         self.wrap_key = wrapping(tickets.secret) if tickets.share in ("file", "redis") else b""
         await self.refresh()
         self.task = asyncio.get_running_loop().create_task(self.follow())
@@ -112,8 +112,9 @@ class TicketKeys:
 
     async def forget_client(self) -> None:
         if self.client is not None:
-            with contextlib.suppress(Exception):
-                await self.client.aclose()
+            from gwcore.redis_client import close
+
+            await close(self.client)
             self.client = None
 
     def legacy(self) -> bytes:
@@ -202,10 +203,10 @@ class TicketKeys:
         """The ring in Redis. Where a key is missing, the machine that gets the lease adds it; the others see it at their next look."""
         assert self.config is not None
         if self.client is None:
-            import redis.asyncio as redis
+            from gwcore.redis_client import connect
 
-            self.client = redis.Redis.from_url(self.redis_url, socket_timeout=REDIS_S, socket_connect_timeout=REDIS_S)
-        key = f"{self.redis_prefix}tickets"
+            self.client = connect(self.redis.url, self.redis.cluster, REDIS_S)
+        key = f"{self.redis.prefix}tickets"
         while True:
             blob = await self.client.get(key)
             ring = self.unpack(blob) if blob else {}

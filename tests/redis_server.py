@@ -15,9 +15,10 @@ from tests.support import SLACK, free_port, wait_until
 class RedisServer:
     """`stop` and `start` are what happens to servers; the port stays."""
 
-    def __init__(self) -> None:
+    def __init__(self, cluster: bool = False) -> None:
         self.port = free_port()
         self.directory = tempfile.mkdtemp(prefix="gwcore-redis-")
+        self.cluster = cluster  # of one node
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -25,8 +26,9 @@ class RedisServer:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
+        more = ["--cluster-enabled", "yes", "--cluster-port", str(free_port())] if self.cluster else []
         self.process = subprocess.Popen(
-            ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", self.directory],
+            ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", self.directory, *more],
             stdout=subprocess.DEVNULL,
         )
 
@@ -37,6 +39,9 @@ class RedisServer:
             return False
 
         wait_until(answers, 10, "redis")
+        if self.cluster:
+            self.command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+            wait_until(lambda: b"cluster_state:ok" in self.command("CLUSTER", "INFO"), 10, "the cluster")
 
     def stop(self) -> None:
         if self.process:
@@ -52,8 +57,8 @@ class RedisServer:
 
 
 @contextlib.contextmanager
-def redis_server() -> Iterator[RedisServer]:
-    r = RedisServer()
+def redis_server(cluster: bool = False) -> Iterator[RedisServer]:
+    r = RedisServer(cluster)
     try:
         r.start()
         yield r

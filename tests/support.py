@@ -17,6 +17,7 @@ from gwcore._speedups.shm import Segment
 
 from gwcore.config.compile import compile_plan, system_addresses
 from gwcore.config.load import load_text
+from gwcore.sessions import SharedSessions, settings
 
 SLACK = 5.0 if os.environ.get("GWCORE_SANITIZED") else 1.0  # one factor for slow machines and builds
 
@@ -49,14 +50,16 @@ class PlaneThread:
         listener: str = "",
         addresses: Callable[[str], list[str]] | None = None,
         number: int = 0,
+        address: str = "",
+        segment: Segment | None = None,
     ):
         self.listener = listener and f", {listener}"
         self.addresses, self.number = addresses or system_addresses, number
         self.port = free_port()
         self.sock = socket.create_server(("127.0.0.1", self.port), backlog=1024)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.segment = Segment.create(workers)
-        self.address = f"127.0.0.1:{self.port}"
+        self.segment = segment or Segment.create(workers)
+        self.address = address or f"127.0.0.1:{self.port}"  # as the configuration has it
         self.version = 0
         self.ready = threading.Event()
         self.log = log
@@ -74,6 +77,7 @@ class PlaneThread:
             self.stop = asyncio.Event()
             try:
                 self.plane = Plane(self.number, self.segment.fd)
+                self.sessions = SharedSessions(self.plane)
                 self._use(text)
                 if self.log:
                     fd = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -88,6 +92,7 @@ class PlaneThread:
             self.ready.set()
             await self.stop.wait()
             self.loop.remove_reader(self.plane.fileno())
+            self.sessions.stop()
             self.plane.close()
 
         uvloop.run(amain())
@@ -100,6 +105,7 @@ class PlaneThread:
         self.plane.prepare(self.version, fd)
         os.close(fd)
         self.plane.commit(self.version)
+        self.sessions.use(settings(config))
 
     def call(self, f: Callable[[], Any]) -> Any:
         """Run f in the plane's loop."""

@@ -24,6 +24,8 @@ LEVELS = {
     "fields": 1,
     "crypto": 1,
     "copenssl": 0,
+    "store": 1,
+    "sessions": 3,
     "shm": 2,
     "path": 2,
     "outlist": 2,

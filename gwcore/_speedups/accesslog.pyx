@@ -11,7 +11,7 @@ from gwcore._speedups.plan cimport plan_text
 from gwcore._speedups.reasons cimport reason_row
 from gwcore._speedups.ring cimport ring_put
 from gwcore._speedups.story cimport Exchange
-from gwcore._speedups.tls cimport tls_cipher, tls_version
+from gwcore._speedups.tls cimport TLS_LOCAL, TLS_REDIS, tls_cipher, tls_version
 
 cdef extern from "<time.h>" nogil:
     ctypedef long time_t
@@ -128,7 +128,7 @@ cdef void tls_fields(Line *l, const Conn *c) noexcept nogil:
     word(l, b'","tls_cipher":"')
     word(l, tls_cipher(&c.tls))
     word(l, b'","tls_resumed":"')
-    word(l, b"ticket" if c.tls.resumed else b"")
+    word(l, b"" if not c.tls.resumed else b"local" if c.tls.kind == TLS_LOCAL else b"redis" if c.tls.kind == TLS_REDIS else b"ticket")
     word(l, b'","tls_client":"')
     if c.tls.who != NULL:                            # the value of its first line
         at = buf_bytes(c.tls.who) + SUBJECT_AT

@@ -7,6 +7,7 @@ from gwcore._speedups.outlist cimport OutList
 from gwcore._speedups.plan cimport PlanHead
 from gwcore._speedups.regex cimport Regex
 from gwcore._speedups.ring cimport Ring
+from gwcore._speedups.sessions cimport Mail
 from gwcore._speedups.shm cimport Lane, Segment_
 from gwcore._speedups.slab cimport Slab, SlabItem
 from gwcore._speedups.sys cimport sockaddr_storage
@@ -134,6 +135,7 @@ cdef struct Worker:          # one per process; the context of everything
     char flat[2048]
     TlsIo tls
     Jobs jobs                # sessions that outlive their connections until a provider is done
+    Mail mail                # what Python is to do about TLS sessions
     Crew *crew               # threads for handshakes; NULL = this one does them
     Link greeting            # Node: connections whose handshake goes on in the next batch
     uint32_t greets          # steps of handshakes in this batch

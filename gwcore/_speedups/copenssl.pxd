@@ -157,7 +157,7 @@ cdef extern from "<openssl/ssl.h>" nogil:
         SSL_R_HTTP_REQUEST, SSL_R_CERTIFICATE_VERIFY_FAILED, SSL_R_PEER_DID_NOT_RETURN_A_CERTIFICATE, SSL_R_NO_SHARED_CIPHER, SSL_R_UNSUPPORTED_PROTOCOL
         SSL_SENT_SHUTDOWN, SSL_RECEIVED_SHUTDOWN, TLS1_2_VERSION, TLS1_3_VERSION, TLSEXT_TYPE_server_name, TLSEXT_STATUSTYPE_ocsp
         SSL_MAX_SID_CTX_LENGTH, OPENSSL_NPN_NEGOTIATED
-        TLSEXT_TYPE_psk, TLSEXT_TYPE_early_data
+        TLSEXT_TYPE_psk, TLSEXT_TYPE_early_data, TLSEXT_TYPE_supported_versions
     uint64_t SSL_OP_NO_RENEGOTIATION, SSL_OP_NO_COMPRESSION, SSL_OP_CIPHER_SERVER_PREFERENCE, SSL_OP_NO_TICKET, SSL_OP_PRIORITIZE_CHACHA
     uint64_t SSL_OP_IGNORE_UNEXPECTED_EOF, SSL_OP_NO_ANTI_REPLAY
     const SSL_METHOD *TLS_server_method()
@@ -247,6 +247,9 @@ cdef extern from "<openssl/ssl.h>" nogil:
     void SSL_SESSION_free(SSL_SESSION *s)
     int SSL_SESSION_get_protocol_version(const SSL_SESSION *s)
     int SSL_SESSION_is_resumable(const SSL_SESSION *s)
+    size_t SSL_client_hello_get0_session_id(SSL *s, const unsigned char **at)
+    long SSL_SESSION_get_time(const SSL_SESSION *s)
+    long SSL_SESSION_set_time(SSL_SESSION *s, long t)
     const unsigned char *SSL_SESSION_get_id(const SSL_SESSION *s, unsigned int *n)
     int i2d_SSL_SESSION(SSL_SESSION *s, unsigned char **out)
     SSL_SESSION *d2i_SSL_SESSION(SSL_SESSION **out, const unsigned char **at, long n)

@@ -3,3 +3,4 @@ from gwcore._speedups.conn cimport Conn, Worker
 
 cdef bint greet(Worker *w, Conn *c) noexcept nogil
 cdef void greet_back(Worker *w) noexcept nogil
+cdef void unpark(Worker *w, Conn *c) noexcept nogil

@@ -1,22 +1,45 @@
 """Handshakes, without letting a storm of them hold up live traffic: a step costs as much as a hundred requests. With a crew of threads they
 leave this one; without, a batch of events takes no more than a few, and the others go on in the next."""
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 
 from gwcore._speedups.conn cimport Conn, Worker, conn_again, conn_arm, random_next
 from gwcore._speedups.ends cimport client_end, tls_refuse
 from gwcore._speedups.handshake cimport handshake_back, handshake_give, handshake_go
 from gwcore._speedups.handshakes cimport Step, crew_full, crew_take
 from gwcore._speedups.reasons cimport R_FAULT_INJECTED, R_OVERLOAD, R_TLS_CLIENT_CERT, R_TLS_HANDSHAKE
-from gwcore._speedups.tls cimport FAULT_CUT, FAULT_FAIL, FAULT_NONE, FAULT_STALL, FAULT_UNDRAWN
-from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_OK, link_append, link_drop
+from gwcore._speedups.sessions cimport LETTER_ASK, mail_put, session_offered
+from gwcore._speedups.slab cimport slab_handle
+from gwcore._speedups.store cimport SESSION_ID
+from gwcore._speedups.tls cimport FAULT_CUT, FAULT_FAIL, FAULT_NONE, FAULT_STALL, FAULT_UNDRAWN, LOOKUP_ANSWERED, LOOKUP_WANTED
+from gwcore._speedups.tlsserver cimport TlsServer
+from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_OK, RC_PARK, link_append, link_drop
 
 cdef enum:
     GREETS = 4               # steps in one batch: about a millisecond
 
 
+cdef void park(Worker *w, Conn *c) noexcept nogil:
+    """The handshake waits until Python has asked for its session, or goes on at once when nobody can be asked."""
+    cdef uint8_t id[SESSION_ID]
+    cdef TlsServer *s = <TlsServer *>c.tls.server
+    if session_offered(c.tls.ssl, s.sessions.max_version, id) and mail_put(&w.mail, LETTER_ASK, slab_handle(&c.item), s.sessions.lifetime_s, id):
+        return
+    w.lane.tls.redis_skipped += 1
+    unpark(w, c)
+
+
+cdef void unpark(Worker *w, Conn *c) noexcept nogil:
+    """Let a parked handshake go on."""
+    c.tls.lookup = LOOKUP_ANSWERED
+    conn_again(w, c)
+
+
 cdef bint greeted(Worker *w, Conn *c, int rc) noexcept nogil:
     """What a step came to. True: the handshake is over, and bytes may wait."""
     if rc == RC_AGAIN:
+        return False
+    if rc == RC_PARK:
+        park(w, c)
         return False
     if rc == RC_DONE and not c.tls.begun:
         client_end(w, c, False)              # a probe of the port
@@ -49,7 +72,7 @@ cdef bint spoilt(Worker *w, Conn *c) noexcept nogil:
 
 cdef bint greet(Worker *w, Conn *c) noexcept nogil:
     """Go on with the handshake that a TLS connection begins with. True: it is over, and bytes may wait."""
-    if c.tls.away or c.tls.waiting:
+    if c.tls.away or c.tls.waiting or c.tls.lookup == LOOKUP_WANTED:
         return False
     if w.plan.head.fault_fail + w.plan.head.fault_stall + w.plan.head.fault_cut and c.readable and spoilt(w, c):
         return False

@@ -7,7 +7,7 @@ from gwcore._speedups.buffer cimport buf_give, buf_room, buf_take
 from gwcore._speedups.conn cimport CONN_JOB, C_IDLE, LocalPlan, plan_release, sealed_push, window_fill, window_keep
 from gwcore._speedups.handshakes cimport crew_give, step_free
 from gwcore._speedups.slab cimport slab_get, slab_handle
-from gwcore._speedups.tls cimport TLS_IN_BYTES, TLS_OUT_BYTES, tls_adopt, tls_begin, tls_holds, tls_io_open, tls_step
+from gwcore._speedups.tls cimport LOOKUP_ANSWERED, TLS_IN_BYTES, TLS_OUT_BYTES, tls_adopt, tls_begin, tls_holds, tls_io_open, tls_step
 from gwcore._speedups.tlsjobs cimport job_watch
 from gwcore._speedups.tlsserver cimport TlsServer, server_count, server_identity
 from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL, RC_OK
@@ -72,14 +72,14 @@ cdef int one_step(Worker *w, Conn *c) noexcept nogil:
 
 
 cdef int steps(Worker *w, Conn *c) noexcept nogil:
-    """As far as bytes are there. RC_OK: the handshake is over. RC_AGAIN: it waits for the peer. RC_DONE, RC_FAIL: the peer ended, or it
+    """As far as bytes are there. RC_OK: the handshake is over. RC_AGAIN: it waits for the peer. RC_PARK: for Redis. RC_DONE, RC_FAIL: the peer ended, or it
     failed (c.tls.error; the alert is sent)."""
     cdef int rc, step
     cdef bint resumed = c.tls.paused         # the step goes on where it was, whether bytes came or not
     c.tls.paused = 0
     while True:
         rc = window_fill(w, c, TLS_IN_BYTES)
-        if rc != RC_OK and not (rc == RC_AGAIN and (tls_holds(&c.tls) or resumed)):
+        if rc != RC_OK and not (rc == RC_AGAIN and (c.tls.lookup == LOOKUP_ANSWERED or resumed or tls_holds(&c.tls))):
             return rc
         resumed = False
         step = one_step(w, c)
@@ -111,7 +111,7 @@ cdef int handshake_connect(Worker *w, Conn *c) noexcept nogil:
 cdef int handshake_give(Worker *w, Conn *c) noexcept nogil:
     """Let a thread of the crew go on with the handshake. RC_AGAIN: it does, or nothing has come to go on with. Else as handshake_go."""
     cdef int rc = window_fill(w, c, TLS_IN_BYTES)
-    if rc != RC_OK:
+    if rc != RC_OK and not (rc == RC_AGAIN and c.tls.lookup == LOOKUP_ANSWERED):
         return rc
     if not crew_give(w.crew, slab_handle(&c.item), &c.tls, c.plan, w.tls.in_at, w.tls.in_left):
         return RC_FAIL

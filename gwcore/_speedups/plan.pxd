@@ -170,7 +170,8 @@ cdef struct TlsSpec:         # of one listener
     uint32_t client_auth     # 0 off, 1 optional, 2 required
     uint32_t client_depth
     uint32_t refuse_unknown  # names: an alert instead of the first policy
-    uint32_t tickets         # sessions may be resumed by tickets
+    uint32_t sessions        # how they are resumed: 0 not at all, 1 by tickets, 2 from the store
+    uint32_t redis           # the store: Redis is behind it
     uint32_t lifetime_s      # of a session
     uint32_t asynchronous    # a provider may let handshakes wait
 

@@ -1,4 +1,5 @@
 # Level 1. The shared segment: one lane of counters per worker slot, one writer each; cells by slot number. Readers add up.
+from gwcore._speedups.store cimport Store
 from gwcore._speedups.types cimport size_t, uint32_t, uint64_t
 from libc.stdint cimport uint8_t
 
@@ -73,12 +74,24 @@ cdef struct TlsCell:
     uint64_t tickets_issued
     uint64_t tickets_unknown # of a key that is gone, or not ours
     uint64_t ticket_uses[8]  # by place in the ring
+    uint64_t sessions_kept   # in the machine's store
+    uint64_t sessions_evicted        # before their time, for others
+    uint64_t sessions_refused        # too large to be kept, or others wrote to all of their places
+    uint64_t store_hits
+    uint64_t store_misses
+    uint64_t redis_hits
+    uint64_t redis_misses
+    uint64_t redis_errors    # no answer, none in time, or one that could not be used
+    uint64_t redis_skipped   # not asked: too many wait, or it did not answer before
+    uint64_t redis_written
+    uint64_t redis_dropped   # not written: too many wait, or it does not answer
+    uint64_t redis_us        # sum of the time for look-ups
     uint64_t early_accepted
     uint64_t early_refused
     uint64_t sum_us
     uint64_t sessions        # gauge: TLS connections open
     uint32_t seconds[161]    # histogram of whole handshakes
-    uint32_t unused
+    uint32_t redis_seconds[161]      # of look-ups
 
 cdef struct Lane:
     WorkerCell worker
@@ -113,9 +126,13 @@ cdef struct Segment_:
     uint64_t seed            # of hashes that strangers must not foresee
     EndpointCell endpoints[2048]
     TicketRing tickets
+    uint64_t store_off       # of the store of sessions
 
 cdef inline Lane *segment_lane(Segment_ *s, uint32_t worker) noexcept nogil:
     return <Lane *>(<char *>s + 65536) + worker
+
+cdef inline Store *segment_store(Segment_ *s) noexcept nogil:
+    return <Store *>(<char *>s + s.store_off)
 
 cdef class Segment:
     cdef Segment_ *mem

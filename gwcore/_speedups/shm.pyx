@@ -1,12 +1,14 @@
 """The shared segment: a memfd that the supervisor makes and every worker maps. Slots are given by identity (kind and name), so that a
 reload keeps counting where it was. Pages that nobody touches cost nothing."""
 import os
+import time
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from gwcore._speedups.histogram cimport histogram_edge_us
 from gwcore._speedups.reasons cimport R_COUNT, reason_row
+from gwcore._speedups.store cimport store_bytes, store_count, store_forget, store_init, store_retire
 from gwcore._speedups.sys cimport MAP_FAILED, MAP_NORESERVE, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 
 LIMITS = {"route": ROUTE_CELLS, "upstream": UPSTREAM_CELLS, "endpoint": ENDPOINT_CELLS}
@@ -50,17 +52,20 @@ cdef class Segment:
         self.names = {kind: {} for kind in LIMITS}
 
     @staticmethod
-    def create(workers: int) -> Segment:
-        """A new segment with room for `workers` (1 to 1024) lanes. OSError when memory is refused."""
+    def create(workers: int, sessions: int = 20_000) -> Segment:
+        """A new segment with room for `workers` (1 to 1024) lanes and a store of so many TLS sessions. OSError when memory is refused."""
         if not 1 <= workers <= 1024:
             raise ValueError("workers must be from 1 to 1024")
         fd = os.memfd_create("gwcore-segment", os.MFD_CLOEXEC)
-        os.ftruncate(fd, 65536 + sizeof(Lane) * workers)
+        at = (65536 + sizeof(Lane) * workers + 4095) & ~4095
+        os.ftruncate(fd, at + store_bytes(sessions))
         s = Segment.attach(fd, fresh=True)
         (<Segment>s).mem.magic = MAGIC
         (<Segment>s).mem.layout = <uint32_t>sizeof(Lane)
         (<Segment>s).mem.workers = workers
         (<Segment>s).mem.seed = int.from_bytes(os.urandom(8), "little")
+        (<Segment>s).mem.store_off = at
+        store_init(segment_store((<Segment>s).mem), sessions)
         s.set_tickets(0, {0: os.urandom(TICKET_KEY_BYTES)})
         return s
 
@@ -113,6 +118,10 @@ cdef class Segment:
         """TLS, added up over the workers."""
         return tls_figures(self)
 
+    def forget_sessions(self) -> None:
+        """No session in the machine's store is resumed any more."""
+        store_forget(segment_store(self.mem))
+
     def retire(self, worker: int) -> None:
         """A worker died: its gauges go to zero, its counters stay and its successor goes on from them."""
         cdef Lane *lane
@@ -134,6 +143,7 @@ cdef class Segment:
         for i in range(CLIENT_ROWS * CLIENT_CELLS):          # reading leaves untouched pages unmade
             if (&lane.clients[0][0])[i]:
                 (&lane.clients[0][0])[i] = 0
+        store_retire(segment_store(self.mem), worker)
 
     def worker_figures(self, worker: int) -> dict:
         """The figures of one worker."""
@@ -172,16 +182,26 @@ cdef dict tls_figures(Segment self):
     cdef TlsCell *c
     cdef uint32_t w, i
     cdef uint32_t cells[HIST_CELLS]
-    cdef uint64_t sum_us = 0
+    cdef uint32_t looks[HIST_CELLS]
+    cdef uint64_t sum_us = 0, look_us = 0
     memset(cells, 0, sizeof(cells))
+    memset(looks, 0, sizeof(looks))
     out = {"handshakes": {"TLSv1.2": 0, "TLSv1.3": 0}, "resumed": {"ticket": 0, "local": 0, "redis": 0}, "failed": 0,
            "groups": dict.fromkeys(GROUP_WORDS, 0), "ciphers": dict.fromkeys(CIPHER_WORDS, 0), "tickets_issued": 0, "tickets_unknown": 0,
+           "store": {"entries": 0, "most": segment_store(self.mem).entries,
+                     "hits": 0, "misses": 0, "kept": 0, "evicted": 0, "refused": 0},
+           "redis": {"hits": 0, "misses": 0, "errors": 0, "skipped": 0, "written": 0, "dropped": 0},
            "ticket_uses": [0] * 8, "early_data": {"accepted": 0, "refused": 0}, "sessions": 0}
     for w in range(self.mem.workers):
         c = &segment_lane(self.mem, w).tls
         for key, n in (("failed", c.failed), ("tickets_issued", c.tickets_issued),
                        ("tickets_unknown", c.tickets_unknown), ("sessions", c.sessions)):
             out[key] += n
+        for key, n in (("hits", c.store_hits), ("misses", c.store_misses), ("kept", c.sessions_kept), ("evicted", c.sessions_evicted), ("refused", c.sessions_refused)):
+            out["store"][key] += n
+        for key, n in (("hits", c.redis_hits), ("misses", c.redis_misses), ("errors", c.redis_errors), ("skipped", c.redis_skipped),
+                       ("written", c.redis_written), ("dropped", c.redis_dropped)):
+            out["redis"][key] += n
         for i, word in enumerate(out["handshakes"]):
             out["handshakes"][word] += c.full[i]
         for i, word in enumerate(out["resumed"]):
@@ -196,7 +216,12 @@ cdef dict tls_figures(Segment self):
         out["early_data"]["refused"] += c.early_refused
         for i in range(HIST_CELLS):
             cells[i] += c.seconds[i]
+            looks[i] += c.redis_seconds[i]
         sum_us += c.sum_us
+        look_us += c.redis_us
+    if out["store"]["kept"]:             # or looking would make its pages
+        out["store"]["entries"] = store_count(segment_store(self.mem), time.time_ns() // 1_000_000)
+    out["redis"]["seconds"] = seconds(looks, look_us)
     return dict(out, seconds=seconds(cells, sum_us))
 
 

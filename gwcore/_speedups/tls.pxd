@@ -16,6 +16,8 @@ cdef enum TlsFault: FAULT_UNDRAWN, FAULT_NONE, FAULT_FAIL, FAULT_STALL, FAULT_CU
 
 cdef enum TlsKind: TLS_FULL, TLS_TICKET, TLS_LOCAL, TLS_REDIS      # how a session came about
 
+cdef enum TlsLookup: LOOKUP_NONE, LOOKUP_WANTED, LOOKUP_ANSWERED, LOOKUP_USED      # of its session in Redis
+
 cdef struct TlsIo:           # one per worker: the windows of the call that runs, and scratch for it
     const char *in_at
     size_t in_left
@@ -49,6 +51,7 @@ cdef struct Tls:             # part of a connection; all zero = plain
     uint8_t resumed
     uint8_t verify_failed    # the peer's certificate is the cause of the failure
     uint8_t kind             # TlsKind
+    uint8_t lookup           # TlsLookup
 
 cdef bint tls_io_open(TlsIo *io) noexcept nogil
 cdef void tls_io_close(TlsIo *io) noexcept nogil

@@ -12,13 +12,13 @@ from gwcore._speedups.copenssl cimport (
     BIO, BIO_CTRL_FLUSH, BIO_TYPE_SOURCE_SINK, BIO_clear_retry_flags, BIO_free, BIO_get_data, BIO_meth_free, BIO_meth_new, BIO_meth_set_ctrl,
     BIO_meth_set_read, BIO_meth_set_write, BIO_new, BIO_set_data, BIO_set_init, BIO_set_retry_read, BIO_set_retry_write, BIO_up_ref, ERR_GET_LIB,
     ERR_GET_REASON, ERR_LIB_SSL, ERR_clear_error, ERR_peek_error, SSL_ERROR_WANT_READ, SSL_ERROR_WANT_WRITE, SSL_ERROR_ZERO_RETURN,
-    SSL_R_CERTIFICATE_VERIFY_FAILED, SSL_R_PEER_DID_NOT_RETURN_A_CERTIFICATE, SSL_CIPHER_get_name, SSL_ERROR_WANT_ASYNC, SSL_MODE_ASYNC,
+    SSL_R_CERTIFICATE_VERIFY_FAILED, SSL_R_PEER_DID_NOT_RETURN_A_CERTIFICATE, SSL_CIPHER_get_name, SSL_ERROR_WANT_ASYNC, SSL_ERROR_WANT_CLIENT_HELLO_CB, SSL_MODE_ASYNC,
     SSL_clear_mode, SSL_do_handshake, SSL_free, SSL_get_current_cipher, SSL_get_error, SSL_get_version, SSL_has_pending, SSL_new,
     SSL_RECEIVED_SHUTDOWN, SSL_SENT_SHUTDOWN, SSL_read, SSL_session_reused, SSL_set_accept_state, SSL_set_bio, SSL_set_connect_state,
     SSL_set_default_passwd_cb_userdata, SSL_set_shutdown,
     SSL_shutdown, SSL_write,
 )
-from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK
+from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK, RC_PARK
 
 
 cdef int window_read(BIO *b, char *into, int n) noexcept nogil:
@@ -100,7 +100,7 @@ cdef bint tls_begin(TlsIo *io, Tls *t, SSL_CTX *ctx, bint accepting) noexcept no
     t.ssl = s
     tls_adopt(io, t)
     t.due = 1
-    t.closed = t.named = t.resumed = t.verify_failed = t.kind = 0
+    t.closed = t.named = t.resumed = t.verify_failed = t.kind = t.lookup = 0
     t.name_hash = t.error = t.policy = 0
     t.flow = 0
     return True
@@ -123,7 +123,7 @@ cdef int failed(Tls *t) noexcept nogil:
 
 cdef int tls_step(TlsIo *io, Tls *t) noexcept nogil:
     """Go on with the handshake. RC_OK: it is over. RC_AGAIN: it waits for bytes (of the peer, when the window is empty; else for room in
-    `out`), or for a provider (t.waiting). RC_FAIL: t.error; an alert may stand in `out`."""
+    `out`), or for a provider (t.waiting). RC_PARK: it waits for t.lookup to be answered. RC_FAIL: t.error; an alert may stand in `out`."""
     cdef int rc = SSL_do_handshake(t.ssl), why
     if rc == 1:
         t.due = 0
@@ -136,6 +136,8 @@ cdef int tls_step(TlsIo *io, Tls *t) noexcept nogil:
     if why == SSL_ERROR_WANT_ASYNC:
         t.waiting = 1
         return RC_AGAIN
+    if why == SSL_ERROR_WANT_CLIENT_HELLO_CB:
+        return RC_PARK
     return failed(t)
 
 

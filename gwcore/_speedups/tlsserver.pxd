@@ -1,12 +1,14 @@
 # Level 4. The TLS side of a listener: its contexts, one for each set of certificates, and how one is chosen by the client's server name.
 from gwcore._speedups.copenssl cimport SSL_CTX
 from gwcore._speedups.plan cimport PlanHead, TlsSpec
+from gwcore._speedups.sessions cimport SessionUse
 from gwcore._speedups.tickets cimport TlsShared
 from gwcore._speedups.tls cimport Tls
 from gwcore._speedups.types cimport size_t, uint32_t, uint64_t
 
 cdef struct TlsServer:       # owned by a LocalPlan; a connection in its handshake holds that plan
     TlsShared shared         # first member
+    SessionUse sessions
     const PlanHead *plan
     const TlsSpec *spec
     SSL_CTX **contexts       # by policy

@@ -9,7 +9,8 @@ from libc.string cimport memcmp, memcpy
 from gwcore._speedups.copenssl cimport (
     SSL_CTX_set_mode, SSL_MODE_ASYNC,    TLS1_3_VERSION,    BIO, BIO_free, BIO_new, BIO_new_mem_buf, BIO_read, BIO_s_mem, ERR_clear_error, EVP_Digest, EVP_sha256, NID_X25519,
     NID_X9_62_prime256v1, NID_secp384r1, OPENSSL_malloc, PEM_read_bio_X509_CRL, SSL, SSL_AD_UNRECOGNIZED_NAME,
-    SSL_CIPHER_get_protocol_id, SSL_CLIENT_HELLO_ERROR, SSL_CLIENT_HELLO_SUCCESS, SSL_CTX, SSL_CTX_free, SSL_CTX_get_cert_store,
+    SSL_CIPHER_get_protocol_id, SSL_CLIENT_HELLO_ERROR, SSL_CLIENT_HELLO_RETRY, SSL_CLIENT_HELLO_SUCCESS,
+    SSL_CTX, SSL_CTX_sess_set_get_cb, SSL_CTX_sess_set_new_cb, SSL_SESSION, SSL_SESS_CACHE_NO_INTERNAL, SSL_SESS_CACHE_SERVER, SSL_CTX_free, SSL_CTX_get_cert_store,
     SSL_CTX_new, SSL_CTX_set_alpn_select_cb, SSL_CTX_set_client_hello_cb, SSL_CTX_set_num_tickets, SSL_CTX_set_options,
     SSL_CTX_set_session_cache_mode, SSL_CTX_set_timeout, SSL_CTX_set_tlsext_status_cb, SSL_CTX_set_verify,
     SSL_CTX_set_verify_depth, SSL_OP_CIPHER_SERVER_PREFERENCE, SSL_OP_NO_TICKET, SSL_OP_PRIORITIZE_CHACHA, SSL_SESS_CACHE_OFF,
@@ -23,6 +24,7 @@ from gwcore._speedups.copenssl cimport (
 from gwcore._speedups.fields cimport LOWER
 from gwcore._speedups.histogram cimport histogram_cell
 from gwcore._speedups.plan cimport CertSpec, Str, TlsPolicy, hash_bytes, name_id, plan_text, plan_tls
+from gwcore._speedups.sessions cimport session_find, session_keep, session_wanted
 from gwcore._speedups.shm cimport TlsCell
 from gwcore._speedups.tickets cimport tickets_attach
 from gwcore._speedups.tls cimport tls_of
@@ -78,7 +80,18 @@ cdef int on_hello(SSL *ssl, int *alert, void *arg) noexcept nogil:
     if SSL_set_SSL_CTX(ssl, s.contexts[t.policy]) == NULL or EVP_Digest(identity, 32 + n, identity, &size, EVP_sha256(), NULL) != 1 \
             or SSL_set_session_id_context(ssl, identity, 32) != 1:
         return SSL_CLIENT_HELLO_ERROR
-    return SSL_CLIENT_HELLO_SUCCESS
+    return SSL_CLIENT_HELLO_RETRY if s.spec.sessions == 2 and session_wanted(&s.sessions, t, ssl) else SSL_CLIENT_HELLO_SUCCESS
+
+
+cdef int on_session(SSL *ssl, SSL_SESSION *session) noexcept nogil:
+    session_keep(&(<TlsServer *>tls_of(ssl).server).sessions, session)
+    return 0                                             # the session stays OpenSSL's
+
+
+cdef SSL_SESSION *on_resume(SSL *ssl, const unsigned char *id, int size, int *copy) noexcept nogil:
+    cdef Tls *t = tls_of(ssl)
+    copy[0] = 0                                          # what is found is OpenSSL's to free
+    return session_find(&(<TlsServer *>t.server).sessions, t, id, size)
 
 
 cdef int on_alpn(SSL *ssl, const unsigned char **out, unsigned char *out_len, const unsigned char *offered, unsigned int n, void *arg) noexcept nogil:
@@ -236,15 +249,18 @@ cdef bint context_rules(SSL_CTX *c, TlsServer *s, char *why, size_t size) noexce
     if not context_common(c, s.plan, &t.rules, why, size):
         return False
     SSL_CTX_set_options(c, SSL_OP_CIPHER_SERVER_PREFERENCE | SSL_OP_PRIORITIZE_CHACHA)
-    SSL_CTX_set_session_cache_mode(c, SSL_SESS_CACHE_OFF)
+    SSL_CTX_set_session_cache_mode(c, SSL_SESS_CACHE_SERVER | SSL_SESS_CACHE_NO_INTERNAL if t.sessions == 2 else SSL_SESS_CACHE_OFF)
     SSL_CTX_set_timeout(c, t.lifetime_s)
-    SSL_CTX_set_num_tickets(c, 1 if t.tickets else 0)
     if t.asynchronous:
         SSL_CTX_set_mode(c, SSL_MODE_ASYNC)
-    if t.tickets:
+    SSL_CTX_set_num_tickets(c, 1 if t.sessions else 0)
+    if t.sessions == 1:
         tickets_attach(c)
     else:
-        SSL_CTX_set_options(c, SSL_OP_NO_TICKET)
+        SSL_CTX_set_options(c, SSL_OP_NO_TICKET)         # TLS 1.3 then names sessions by their id in what it calls tickets
+    if t.sessions == 2:
+        SSL_CTX_sess_set_new_cb(c, on_session)
+        SSL_CTX_sess_set_get_cb(c, on_resume)
     SSL_CTX_set_client_hello_cb(c, on_hello, s)
     SSL_CTX_set_alpn_select_cb(c, on_alpn, s)
     SSL_CTX_set_tlsext_status_cb(c, on_status)
@@ -259,6 +275,7 @@ cdef bint server_build(TlsServer *s, const PlanHead *p, uint32_t i, char *why, s
     cdef const uint32_t *list
     cdef uint32_t k, n
     s.plan, s.spec = p, plan_tls(p, i)
+    s.sessions.redis, s.sessions.lifetime_s, s.sessions.max_version = s.spec.redis != 0, s.spec.lifetime_s, s.spec.rules.max_version
     s.contexts = <SSL_CTX **>calloc(s.spec.policies.n, sizeof(SSL_CTX *))
     if s.contexts == NULL:
         return said(why, size, b"memory")

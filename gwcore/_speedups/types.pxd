@@ -9,6 +9,7 @@ cdef enum:
     RC_AGAIN = -2
     RC_DONE = -3
     RC_FAIL = -4
+    RC_PARK = -5             # Python is to be asked first
 
 cdef struct Str:            # a slice of a plan blob, relative to its base
     uint32_t off

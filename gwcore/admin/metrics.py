@@ -125,13 +125,19 @@ def _tls(t: dict[str, Any]) -> Iterable[Any]:
         "gwcore_tls_tickets_unknown_total", "Session tickets whose key is gone or not ours", value=t["tickets_unknown"]
     )
     yield GaugeMetricFamily("gwcore_tls_connections", "TLS connections open", value=t["sessions"])
-    seconds = HistogramMetricFamily("gwcore_tls_handshake_seconds", "Time of whole TLS handshakes", labels=[])
-    seconds.add_metric(
-        [],
-        [(f"{le:g}", float(n)) for le, n in t["seconds"]["buckets"]] + [("+Inf", float(t["seconds"]["count"]))],
-        t["seconds"]["sum"],
-    )
-    yield seconds
+    store, redis = t["store"], t["redis"]
+    yield GaugeMetricFamily("gwcore_tls_store_sessions", "Sessions in the machine's store", value=store["entries"])
+    events = {k: store[k] for k in ("hits", "misses", "kept", "evicted", "refused")}
+    yield _family("gwcore_tls_store_total", "What became of look-ups and sessions in the machine's store", "event", events)
+    events = {k: n for k, n in redis.items() if k != "seconds"}
+    yield _family("gwcore_tls_redis_total", "What became of look-ups and sessions in Redis", "event", events)
+    for name, what, h in (
+        ("gwcore_tls_handshake_seconds", "Time of whole TLS handshakes", t["seconds"]),
+        ("gwcore_tls_redis_seconds", "Time of look-ups of sessions in Redis", redis["seconds"]),
+    ):
+        seconds = HistogramMetricFamily(name, what, labels=[])
+        seconds.add_metric([], [(f"{le:g}", float(n)) for le, n in h["buckets"]] + [("+Inf", float(h["count"]))], h["sum"])
+        yield seconds
 
 
 def _routes(routes: dict[str, Any]) -> Iterable[Any]:

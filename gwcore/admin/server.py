@@ -49,8 +49,17 @@ def build_app(s: Supervisor) -> Starlette:
     async def readyz(_: Request) -> Response:
         return PlainTextResponse("ready\n") if s.state == "serving" else PlainTextResponse(f"{s.state}\n", 503)
 
+    def from_a_page(request: Request) -> bool:
+        return "origin" in request.headers or request.headers.get("sec-fetch-site", "none") != "none"
+
+    async def forget(request: Request) -> Response:
+        if from_a_page(request):
+            return PlainTextResponse("a page in a browser may not forget sessions\n", 403)
+        s.segment.forget_sessions()
+        return JSONResponse({"ok": True})
+
     async def reload(request: Request) -> Response:
-        if "origin" in request.headers or request.headers.get("sec-fetch-site", "none") != "none":
+        if from_a_page(request):
             return PlainTextResponse("a page in a browser may not reload the gateway\n", 403)
         result = await s.reload()
         return JSONResponse(result, 200 if result["ok"] else 422)
@@ -61,6 +70,7 @@ def build_app(s: Supervisor) -> Starlette:
             Route("/status", guarded(status)),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
+            Route("/sessions/forget", guarded(forget), methods=["POST"]),
             Route("/reload", guarded(reload), methods=["POST"]),
         ]
     )

@@ -13,6 +13,7 @@ from gwcore.config.tls import ListenerTls, Tls, TlsRules, UpstreamTls
 from gwcore.config.upstreams import Upstream
 
 VERSION = {"1.2": 0x0303, "1.3": 0x0304}
+SESSIONS = {"off": 0, "tickets": 1, "store": 2}
 CLIENT_AUTH = {"off": 0, "optional": 1, "require": 2}
 
 
@@ -26,6 +27,7 @@ class TlsWriter(Writer):
     def __init__(self, builder: Any, tls: Tls):
         super().__init__(builder)
         self.crypto, self.asynchronous = tls.crypto, tls.crypto.asynchronous
+        self.redis = tls.sessions.redis  # is behind the store of sessions
         self.servers: list[dict[str, Any]] = []
         self.clients: list[dict[str, Any]] = []
 
@@ -83,8 +85,9 @@ class TlsWriter(Writer):
             "client_auth": CLIENT_AUTH[tls.client_auth.mode],
             "client_depth": tls.client_auth.depth,
             "refuse_unknown": int(tls.unknown_name == "refuse"),
-            "tickets": int(tls.tickets),
-            "lifetime_s": int(tls.session_lifetime),
+            "sessions": SESSIONS[tls.sessions],
+            "redis": int(tls.sessions == "store" and self.redis),
+            "lifetime_s": int(tls.lifetime),
             "asynchronous": int(self.asynchronous),
         }
 

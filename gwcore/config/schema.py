@@ -37,7 +37,7 @@ class Listener(Model):
 
 class Admin(Model):
     address: Address = "127.0.0.1:9901"
-    """Of /metrics, /status, /healthz, /readyz and /reload."""
+    """Of /metrics, /status, /healthz, /readyz, /reload and /sessions/forget."""
     token: str = ""
     """Asked for as `Authorization: Bearer …` when set; needed beyond loopback."""
 
@@ -213,6 +213,8 @@ class Config(Model):
     def _redis(self) -> Config:
         if self.tls.tickets.share == "redis" and not self.redis.url:
             raise ValueError("tls.tickets.share: redis needs redis.url")
+        if self.tls.sessions.redis and not self.redis.url:
+            raise ValueError("tls.sessions.redis: on needs redis.url")
         return self
 
     @field_validator("workers")

@@ -182,6 +182,23 @@ class Faults(Model):
         return self
 
 
+class Sessions(Model):
+    cache: int = Field(20_000, ge=8, le=10_000_000)
+    """Sessions that a machine keeps for all its workers, and an eighth as many that hold a client's certificate; beyond it those used longest ago
+    go. Half a KiB each (2 KiB with a certificate) once used. Changes at the next start or upgrade."""
+    redis: Annotated[bool, BeforeValidator(_switch, json_schema_input_type=bool | Literal["on", "off"])] = False
+    """Keep them in `redis` too, so that every machine of a fleet resumes them. A handshake waits for an answer for `redis.deadline` at the
+    most, then it is a full one."""
+    secret: str = ""
+    """At least 32 characters, the same on all machines: seals what Redis gets. Take it from the environment: `${SESSION_SECRET}`."""
+
+    @model_validator(mode="after")
+    def _needs(self) -> Sessions:
+        if self.redis and len(self.secret) < 32:
+            raise ValueError("redis: on needs a secret of at least 32 characters (such as from `openssl rand -hex 32`)")
+        return self
+
+
 class Tls(Model):
     faults: Faults = Faults()
     """Spoilt handshakes, for tests."""
@@ -194,6 +211,8 @@ class Tls(Model):
     """Steps of handshakes that may wait for a thread; beyond it new ones are closed, `overload`."""
     tickets: Tickets = Tickets()
     """Keys of session tickets."""
+    sessions: Sessions = Sessions()
+    """The store of listeners with `sessions: store`."""
     watch: Annotated[bool, BeforeValidator(_switch, json_schema_input_type=bool | Literal["on", "off"])] = False
     """Take certificates, keys and revocation lists anew when their files change; otherwise at a reload. OCSP responses always."""
 
@@ -207,6 +226,8 @@ class Tls(Model):
 class Redis(Model):
     url: str = ""
     """`redis://host:port/db`, `rediss://` with TLS, or `unix:///path`; with user and password where needed. Never logged."""
+    cluster: Annotated[bool, BeforeValidator(_switch, json_schema_input_type=bool | Literal["on", "off"])] = False
+    """`url` is one node of a Redis Cluster."""
     deadline: Duration = Field(0.02, ge=0.001, le=10)
     """Of a look-up on a request's or handshake's way; then it goes on without."""
     prefix: str = "gwcore:"
@@ -236,10 +257,19 @@ class ListenerTls(TlsRules):
     """A server name that no certificate has: the first certificate, or an alert."""
     client_auth: ClientAuth = ClientAuth()
     """Client certificates."""
-    tickets: bool = True
-    """Sessions may be resumed."""
-    session_lifetime: Duration = Field(4 * 3600.0, ge=1, le=86400)
-    """How long a session may be resumed."""
+    sessions: Annotated[
+        Literal["tickets", "store", "off"],
+        BeforeValidator(lambda v: "off" if v is False else v, json_schema_input_type=Literal["tickets", "store", "off"]),
+    ] = "tickets"
+    """How clients resume their sessions. tickets: they carry them, sealed by keys of `tls.tickets`. store: the gateway keeps them (`tls.sessions`)
+    and can forget them. off: not at all."""
+    session_lifetime: Duration | None = Field(None, ge=1, le=86400)
+    """How long a session may be resumed, from its last use; 4h with tickets and 5min with the store when not given."""
+
+    @property
+    def lifetime(self) -> float:
+        """The lifetime in effect."""
+        return self.session_lifetime or (300.0 if self.sessions == "store" else 4 * 3600.0)
 
     @field_validator("client_auth", mode="before")
     @classmethod

@@ -73,6 +73,14 @@ def ask(gateway: Gateway, path: str, method: str = "GET", **fields: str) -> tupl
     return sent[0]["status"], b"".join(m.get("body", b"") for m in sent[1:]).decode()
 
 
+def test_sessions_are_forgotten(gateway):
+    g = gateway()
+    assert ask(g, "/sessions/forget", "POST", origin="http://evil")[0] == 403
+    assert ask(g, "/sessions/forget", "POST") == (200, '{"ok":true}')
+    assert ask(g, "/sessions/forget")[0] == 405
+    assert ask(gateway("t" * 16), "/sessions/forget", "POST")[0] == 401
+
+
 def test_the_probes(gateway):
     g = gateway()
     assert ask(g, "/healthz") == (200, "ok\n")
