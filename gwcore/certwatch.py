@@ -36,7 +36,7 @@ class CertWatch:
         self.config, self.changed, self.say = config, changed, say
         self.stamps: dict[str, Stamp | None] = {}
         self.told: dict[str, int] = {}
-        self.looked = 0.0
+        self.complaint = ""
         self.task: asyncio.Task[None] | None = None
 
     def files(self) -> list[str]:
@@ -49,6 +49,10 @@ class CertWatch:
                 out += [c.ocsp, c.cert, c.key] if self.config().tls.watch else [c.ocsp]
             if self.config().tls.watch:
                 out += [listener.tls.client_auth.ca, listener.tls.client_auth.crl]
+        if self.config().tls.watch:
+            for upstream in self.config().upstreams.values():
+                if upstream.tls is not None:
+                    out += [upstream.tls.ca, upstream.tls.cert, upstream.tls.key]
         return sorted({p for p in out if p})
 
     async def look(self) -> None:
@@ -59,7 +63,20 @@ class CertWatch:
         if all(before.get(p, s) == s for p, s in now.items()):
             return
         errors: list[str] = []
-        fresh = []
+        fresh: list[tuple[Any, certs.Material]] = []
+        for name, upstream in self.config().upstreams.items():
+            if upstream.tls is not None:
+                fresh.append(
+                    (
+                        upstream,
+                        certs.read_upstream(
+                            upstream.tls,
+                            lambda path, text, name=name: errors.append(
+                                f"upstreams.{name}.tls.{'.'.join(map(str, path))}: {text}"
+                            ),  # type: ignore[misc]
+                        ),
+                    )
+                )
         for listener in self.config().listeners:
             if listener.tls is not None:
                 material = certs.read(
@@ -68,10 +85,14 @@ class CertWatch:
                 fresh.append((listener, material))
         if errors:
             self.stamps = before  # look again: half of a pair may be there already
-            self.say("certificate files changed, but are not good; the present ones stay in use:\n  " + "\n  ".join(errors))
+            text = "certificate files changed, but are not good; the present ones stay in use:\n  " + "\n  ".join(errors)
+            if text != self.complaint:  # not at every look
+                self.say(text)
+            self.complaint = text
             return
-        for listener, material in fresh:
-            listener._material = material
+        self.complaint = ""
+        for owner, material in fresh:
+            owner._material = material
         self.say("certificate files changed; using the new ones")
         await self.changed()
 

@@ -32,6 +32,7 @@ PLACES = 8  # in the segment; a period's place is its number modulo this
 POLL_S = 5.0  # how often a shared ring is looked at
 LEASE_S = 10  # of the machine that adds keys in Redis
 LEASE_LOOK_S = 0.05  # how often a machine without the lease looks for the other's keys
+FILE_S = 2.0  # most time for a turn at the file
 REDIS_S = 2.0  # most time for one exchange with Redis
 
 Ring = dict[int, bytes]  # key by number of its period
@@ -138,7 +139,7 @@ class TicketKeys:
             elif config.share == "memory":
                 self.ring = fresh(self.ring, period)
             elif config.share == "file":
-                self.ring = {**self.ring, **self.from_file(period)}
+                self.ring = {**self.ring, **await asyncio.wait_for(self.from_file(period), FILE_S)}
             else:
                 self.ring = {**self.ring, **await asyncio.wait_for(self.from_redis(period), REDIS_S)}
             self.recovered()
@@ -178,13 +179,18 @@ class TicketKeys:
     def pack(self, ring: Ring) -> bytes:
         return crypto.wrap(self.wrap_key, msgpack.packb(ring))
 
-    def from_file(self, period: int) -> Ring:
+    async def from_file(self, period: int) -> Ring:
         """The ring of the file, with keys for now and next; written back by whoever finds one missing."""
         assert self.config is not None
         path = Path(self.config.file)
         fd = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            while True:
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:  # another machine writes; the loop must not wait for it
+                    await asyncio.sleep(LEASE_LOOK_S)
             ring = self.unpack(path.read_bytes()) if path.exists() else {}
             full = trim(fresh(ring, period), period, self.config.keep)
             if full != ring:

@@ -437,6 +437,8 @@ cdef void conn_shut(Worker *w, Conn *c) noexcept nogil:
         w.tls.out_used = 0
         tls_bye(&w.tls, &c.tls)
         sealed_push(w, c)
+        if c.output.bytes:
+            return                           # FIN would overtake it; the connection's end is near anyway
     shutdown(c.fd, SHUT_WR)
 
 

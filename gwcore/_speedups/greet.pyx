@@ -77,7 +77,7 @@ cdef bint greet(Worker *w, Conn *c) noexcept nogil:
     if w.plan.head.fault_fail + w.plan.head.fault_stall + w.plan.head.fault_cut and c.readable and spoilt(w, c):
         return False
     if w.crew != NULL:
-        if c.readable and crew_full(w.crew):
+        if c.readable and not c.tls.answered and crew_full(w.crew):
             tls_refuse(w, c, R_OVERLOAD)     # before requests are: they have cost something already
             return False
         return greeted(w, c, handshake_give(w, c))

@@ -132,6 +132,7 @@ cdef Conn *handshake_back(Worker *w, Step *s, int *rc) noexcept nogil:
         return NULL
     c.tls = s.tls
     c.tls.away = 0
+    c.tls.answered = c.tls.answered or s.out_size != 0
     s.tls.ssl = NULL
     c.plan = <LocalPlan *>s.plan
     tls_adopt(&w.tls, &c.tls)

@@ -404,7 +404,9 @@ cdef uint32_t reactor_close_idle(Reactor *r, uint64_t idle_ms) noexcept nogil:
     while at != &w.lru:
         before = at.prev
         c = <Conn *>slab_at(&w.clients, (<Node *>at).owner)
-        if not c.readable and w.now_ms + w.plan.head.keepalive_ms >= c.timer.due_ms + idle_ms:
+        # a connection that had no request yet is idle since it was opened; its timer stands at another limit
+        if not c.readable and (w.now_ms >= c.opened_ms + idle_ms if c.requests == 0
+                               else w.now_ms + w.plan.head.keepalive_ms >= c.timer.due_ms + idle_ms):
             client_end(w, c, False)
         at = before
     return <uint32_t>w.lane.worker.connections

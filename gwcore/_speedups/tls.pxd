@@ -46,6 +46,7 @@ cdef struct Tls:             # part of a connection; all zero = plain
     uint8_t fault            # TlsFault, drawn for each handshake where the configuration asks for it
     uint8_t paused           # its provider is done: the step is to go on
     uint8_t waiting          # for an asynchronous provider
+    uint8_t answered         # our flight is made: what is left of the handshake costs little
     uint8_t away             # a thread has the session
     uint8_t closed           # close_notify came
     uint8_t resumed

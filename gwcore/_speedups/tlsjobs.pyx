@@ -51,7 +51,12 @@ cdef bint job_orphan(Jobs *j, int ep, Tls *t, void *plan, uint64_t data) noexcep
     j.rows[row].plan = plan
     SSL_set_default_passwd_cb_userdata(t.ssl, &j.rows[row].tls)
     t.ssl = NULL
-    return job_watch(ep, &j.rows[row].tls, data | row)
+    if job_watch(ep, &j.rows[row].tls, data | row):
+        return True
+    t[0] = j.rows[row].tls                               # the caller ends it
+    j.rows[row].tls.ssl = NULL
+    j.rows[row].plan = NULL
+    return False
 
 
 cdef void *job_resume(Jobs *j, TlsIo *io, int ep, uint32_t row, uint64_t data) noexcept nogil:

@@ -106,6 +106,8 @@ cdef bint tunnel_move(Worker *w, Exchange *x, Conn *source, Conn *to) noexcept n
         elif source.ended == 2:
             if to.output.bytes == 0 and not to.shut:
                 to.shut = 1
+                if source.cut:                           # a FIN that may be somebody else's is not passed on as a clean end
+                    to.cut = 1
                 conn_shut(w, to)
                 if source.shut:                          # the other direction ended before
                     client_end(w, x.client, False)

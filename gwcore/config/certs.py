@@ -201,7 +201,8 @@ def policies(pairs: list[Pair]) -> tuple[list[list[int]], dict[str, int]]:
 
 def identity(address: str, tls: ListenerTls, material: Material, names: list[str]) -> bytes:
     """32 bytes that differ where a session of one policy must not be resumed under another: other port, other names, other demands on clients'
-    certificates. A renewed certificate changes nothing, nor does the address: the machines of a fleet have one each."""
+    certificates (a new revocation list is one). A renewed certificate changes nothing, nor does the address: the machines of a fleet have one each."""
     auth = tls.client_auth
-    text = "\0".join([address.rpartition(":")[2], auth.mode, str(auth.depth), auth.crl, *sorted(names)]).encode()
-    return hashlib.sha256(text + b"\0" + hashlib.sha256(material.client_ca).digest()).digest()
+    text = "\0".join([address.rpartition(":")[2], auth.mode, str(auth.depth), *sorted(names)]).encode()
+    clients = hashlib.sha256(material.client_ca).digest() + hashlib.sha256(material.client_crl).digest()
+    return hashlib.sha256(text + b"\0" + clients).digest()
