@@ -11,7 +11,7 @@ from gwcore._speedups.conn cimport (
 )
 from gwcore._speedups.address cimport address_of
 from gwcore._speedups.attempt cimport ask_for_place, idle_at_cap, idle_give_way
-from gwcore._speedups.ends cimport client_admit, client_end, head_refuse, proxy_refuse
+from gwcore._speedups.ends cimport client_admit, client_end, client_settle, head_refuse, proxy_refuse
 from gwcore._speedups.exchange cimport client_event, client_timeout, queue_serve, upstream_event, upstream_timeout
 from gwcore._speedups.greet cimport greet_back
 from gwcore._speedups.handshake cimport handshake_due
@@ -216,9 +216,6 @@ cdef bint accept_some(Reactor *r, Listener *l) noexcept nogil:
         c.listener = <uint8_t>(l - &r.listeners[0])
         c.family = address_of(&from_, c.peer, &c.port)
         c.trusted = plan_trusts(w.plan.head, c.peer)
-        if not conn_register(w, c):
-            client_end(w, c, False)
-            continue
         if w.lane.worker.connections - w.lingering > w.connection_limit and not shed_idle(w):
             head_refuse(w, c, R_CONNECTION_LIMIT)
             continue
@@ -229,13 +226,14 @@ cdef bint accept_some(Reactor *r, Listener *l) noexcept nogil:
             c.proxy_due = 1
         elif not client_admit(w, c):
             continue
-        if not c.proxy_due and not handshake_due(w, c):
+        if not c.proxy_due and not handshake_due(w, c) or (c.proxy_due or c.tls.due) and not conn_register(w, c):
             client_end(w, c, False)
             continue
         link_push(&w.lru, &c.idle.link)
         conn_arm(w, c, w.now_ms + (w.plan.head.tls_handshake_ms if c.tls.due else w.plan.head.header_ms))
         c.readable = 1               # the request is often there already: read before the kernel is asked
         client_event(w, c)
+        client_settle(w, c)
     return True
 
 
