@@ -35,7 +35,8 @@ class Balance:
 
     def shares(self, pids: Sequence[int]) -> list[float | None]:
         """Shares of a CPU since the last call; None for a worker that is not there (pid 0), or was not then."""
-        now, seen, found = time.monotonic(), self._seen, []
+        now, seen = time.monotonic(), self._seen
+        found: list[float | None] = []
         self._seen = {pid: (now, used) for pid in pids if pid and (used := cpu_s(pid)) is not None}
         for pid in pids:
             if pid in seen and pid in self._seen and now > seen[pid][0]:
@@ -53,7 +54,12 @@ class Balance:
         begun = []
         for lender in sorted(there, key=lambda i: -there[i]):
             idlest = min(there, key=lambda i: (i in self.loans, i in self.loans.values(), there[i]))
-            if lender not in self.loans and self._busier(lender, there, BUSIER) and there[lender] > BUSY and idlest not in self.loans:
+            if (
+                lender not in self.loans
+                and self._busier(lender, there, BUSIER)
+                and there[lender] > BUSY
+                and idlest not in self.loans
+            ):
                 self.loans[lender] = idlest
                 begun.append((lender, idlest))
         return begun, ended
