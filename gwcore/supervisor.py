@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gwcore import upgrade, zygote
 from gwcore.control import Channel
-from gwcore.crew import PING_S, Crew, Plan, say
+from gwcore.crew import BALANCE_S, PING_S, Crew, Plan, say
 
 if TYPE_CHECKING:
     from gwcore.admin.server import Admin
@@ -124,6 +124,7 @@ class Supervisor:
         self.crew.start(self.compile(self.config), self.addresses, self.commit_words(), log_fd)
         self.loop.call_later(WATCH_S, self.watch)
         self.loop.call_later(PING_S, self.ping)
+        self.balance()
         self.look_at_certificates()
         status = await self.done
         self.discovery.stop()
@@ -414,6 +415,15 @@ class Supervisor:
         self.crew.ping()
         if not self.done.done():
             self.loop.call_later(PING_S, self.ping)
+
+    def balance(self) -> None:
+        if self.state == "serving":
+            if self.config.accept_balance:
+                self.crew.even()
+            else:
+                self.crew.end_loans()
+        if not self.done.done() and len(self.crew.slots) > 1:
+            self.loop.call_later(BALANCE_S, self.balance)
 
 
 def close_if_open(fd: int) -> None:

@@ -26,6 +26,7 @@ cdef enum:
     LOOK_LOG_MS = 20         # for room in the log's ring
     LOOK_WARM_MS = 50        # at endpoints with fewer idle connections than pool.min_idle, and as much again at random
     LOOK_IDLE_MS = 50        # at idle connections of a full pool, and at paused listeners
+    NEVER_MS = 86400000      # a deadline that nobody waits for
     OUT_FLAT = 2048          # up to here one write of a copy costs less than one of several slices (0.2 us a message)
 
 cdef enum TimerKind: TIMER_CLIENT, TIMER_UPSTREAM, TIMER_WORKER
@@ -82,6 +83,8 @@ cdef struct Conn:
     uint8_t listener         # client side: place in Worker.servers
     uint8_t other            # upstream side: it goes to the endpoint's address of the other family
     uint8_t counted          # client side: limits.connections_per_client counts it
+    uint8_t watched          # the kernel was told of it: its events come
+    uint8_t final            # client side: what is sent now is the end, and a FIN follows in this moment: they leave as one segment
     uint16_t port
     uint8_t peer[16]
     uint32_t linger_left
@@ -159,6 +162,7 @@ cdef void plan_release(Conn *c) noexcept nogil
 cdef void conn_shut(Worker *w, Conn *c) noexcept nogil
 cdef int conn_rest(Worker *w, Conn *c, const char *at, size_t size) noexcept nogil
 cdef bint conn_register(Worker *w, Conn *c) noexcept nogil
+cdef bint conn_watch(Worker *w, Conn *c) noexcept nogil
 cdef void conn_again(Worker *w, Conn *c) noexcept nogil
 cdef void worker_look(Worker *w, uint64_t within_ms) noexcept nogil
 cdef uint64_t random_next(Worker *w) noexcept nogil

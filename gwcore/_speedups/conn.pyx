@@ -1,5 +1,6 @@
-"""Connections: reading, writing, closing. The kernel is told of a socket once (edge-triggered, both directions); what it says is kept
-in `readable` and `writable`, and no read is made that can only return EAGAIN."""
+"""Connections: reading, writing, closing. The kernel is told of a socket once (edge-triggered, both directions), and not before somebody waits
+for it: a client that sent one whole request and waits for the answer often ends without. What it says is kept in `readable` and `writable`,
+and no read is made that can only return EAGAIN."""
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
 
@@ -8,10 +9,9 @@ from gwcore._speedups.buffer cimport (
 )
 from gwcore._speedups.clients cimport client_leave
 from gwcore._speedups.outlist cimport OutList, out_reset, out_store
-from gwcore._speedups.outlist cimport OutList, out_reset, out_store
 from gwcore._speedups.slab cimport slab_give, slab_take
 from gwcore._speedups.sys cimport (
-    EAGAIN, EINTR, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLL_CTL_ADD, MSG_NOSIGNAL, SHUT_WR, close, epoll_ctl, epoll_event, errno,
+    EAGAIN, EINTR, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLL_CTL_ADD, MSG_MORE, MSG_NOSIGNAL, SHUT_WR, close, epoll_ctl, epoll_event, errno,
     iovec, msghdr, recv, send, sendmsg, shutdown,
 )
 from gwcore._speedups.timer cimport timer_arm, timer_cancel, timer_init
@@ -64,6 +64,7 @@ cdef int conn_send(Worker *w, Conn *c, OutList *o) noexcept nogil:
     cdef size_t size
     cdef int i, rc
     cdef bint taken
+    cdef int flags = MSG_NOSIGNAL | MSG_MORE if c.final else MSG_NOSIGNAL
     if c.broken or o.failed:
         c.broken = 1
         out_reset(o)
@@ -89,12 +90,12 @@ cdef int conn_send(Worker *w, Conn *c, OutList *o) noexcept nogil:
         o.n = 1
     while True:
         if o.n == 1:
-            n = send(c.fd, o.iov[0].iov_base, o.iov[0].iov_len, MSG_NOSIGNAL)
+            n = send(c.fd, o.iov[0].iov_base, o.iov[0].iov_len, flags)
         else:
             memset(&msg, 0, sizeof(msg))
             msg.msg_iov = o.iov
             msg.msg_iovlen = o.n
-            n = sendmsg(c.fd, &msg, MSG_NOSIGNAL)
+            n = sendmsg(c.fd, &msg, flags)
         if n != -1 or errno != EINTR:
             break
     if n == <ssize_t>o.bytes:
@@ -110,6 +111,10 @@ cdef int conn_send(Worker *w, Conn *c, OutList *o) noexcept nogil:
         n = 0
     c.writable = 0
     taken = n > 0
+    if not conn_watch(w, c):                 # its events are wanted from here on
+        c.cut = taken
+        out_reset(o)
+        return RC_FAIL
     for i in range(o.n):                     # the part that was taken does not go to the queue
         if <size_t>n >= o.iov[i].iov_len:
             n -= <ssize_t>o.iov[i].iov_len
@@ -486,11 +491,24 @@ cdef Conn *conn_open(Worker *w, int side, int fd) noexcept nogil:
 
 
 cdef bint conn_register(Worker *w, Conn *c) noexcept nogil:
-    """Tell the kernel once, for the life of the connection."""
+    """Tell the kernel once, for the life of the connection. What is ready already is reported then, so late is early enough.
+    False: it refused, and the connection is broken."""
     cdef epoll_event e
+    if c.watched:
+        return True
     e.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
     e.data.u64 = <uint64_t>c.item.gen << 32 | <uint64_t>c.side << 28 | c.item.slot
-    return epoll_ctl(w.ep, EPOLL_CTL_ADD, c.fd, &e) == 0
+    c.watched = epoll_ctl(w.ep, EPOLL_CTL_ADD, c.fd, &e) == 0
+    c.broken = c.broken or not c.watched
+    return c.watched
+
+
+cdef bint conn_watch(Worker *w, Conn *c) noexcept nogil:
+    """Register a client connection that went without; whoever waits for it arms its timer."""
+    if c.watched:
+        return True
+    conn_arm(w, c, w.now_ms + NEVER_MS)
+    return conn_register(w, c)
 
 
 cdef void conn_close(Worker *w, Conn *c) noexcept nogil:

@@ -3,9 +3,6 @@ from gwcore._speedups.conn cimport Conn, Worker
 from gwcore._speedups.story cimport Exchange
 from gwcore._speedups.types cimport uint32_t
 
-cdef enum:
-    NEVER_MS = 86400000      # a deadline that nobody waits for
-
 cdef void exchange_move(Worker *w, Exchange *x, int to) noexcept nogil
 cdef void exchange_end(Worker *w, Exchange *x) noexcept nogil
 cdef void exchange_complete(Worker *w, Exchange *x) noexcept nogil
@@ -18,6 +15,7 @@ cdef void client_left(Worker *w, Exchange *x) noexcept nogil
 cdef bint client_admit(Worker *w, Conn *c) noexcept nogil
 cdef void proxy_refuse(Worker *w, Conn *c) noexcept nogil
 cdef void tls_refuse(Worker *w, Conn *c, int reason) noexcept nogil
+cdef void client_settle(Worker *w, Conn *c) noexcept nogil
 cdef void client_linger(Worker *w, Conn *c) noexcept nogil
 cdef void linger_read(Worker *w, Conn *c) noexcept nogil
 cdef uint32_t client_write_ms(const Exchange *x) noexcept nogil

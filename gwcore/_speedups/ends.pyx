@@ -9,7 +9,8 @@ from gwcore._speedups.body cimport body_skip
 from gwcore._speedups.buffer cimport buf_bytes, buf_give, queue_clear
 from gwcore._speedups.clients cimport client_enter
 from gwcore._speedups.conn cimport (
-    SCRATCH_BYTES, C_IDLE, C_LINGER, Conn, Worker, conn_again, conn_arm, conn_close, conn_move, conn_read, conn_rest, conn_send, conn_shut,
+    SCRATCH_BYTES, C_IDLE, C_LINGER, Conn, Worker, conn_again, conn_arm, conn_close, conn_move, conn_read, conn_register, conn_rest,
+    conn_send, conn_shut,
 )
 from gwcore._speedups.copenssl cimport SSL_R_HTTP_REQUEST
 from gwcore._speedups.histogram cimport histogram_cell
@@ -18,7 +19,7 @@ from gwcore._speedups.outlist cimport out_reset
 from gwcore._speedups.reasons cimport R_BAD_PROXY_HEADER, R_BAD_REQUEST, R_CLIENT_CLOSED, R_CONNECTION_LIMIT
 from gwcore._speedups.shm cimport RouteCell
 from gwcore._speedups.slab cimport slab_give
-from gwcore._speedups.splice cimport pipe_give
+from gwcore._speedups.splice cimport conn_dry, pipe_give
 from gwcore._speedups.story cimport (
     REQ_DISCARD, REQ_DONE, REQ_STREAM, X_ANSWERING, X_CONNECTING, X_DISCARDING, X_FLUSHING, X_FREE, X_QUEUED, X_SENT, X_TUNNEL,
     Exchange,
@@ -40,6 +41,9 @@ LEGAL[:] = [
     1 << X_FREE,
     1 << X_FREE,
 ]
+
+cdef enum:
+    WATCH_MS = 100           # from here on a client that leaves is noticed, though its answer was to be the end
 
 cdef struct LingerOption:
     int on
@@ -129,7 +133,11 @@ cdef void client_linger(Worker *w, Conn *c) noexcept nogil:
     c.input = NULL
     c.linger_left = w.plan.head.linger_bytes
     conn_arm(w, c, w.now_ms + w.plan.head.linger_ms)
+    if not c.watched:
+        c.readable = 1
     linger_read(w, c)
+    if c.item.live and not conn_register(w, c):
+        conn_close(w, c)
 
 
 cdef void linger_read(Worker *w, Conn *c) noexcept nogil:
@@ -147,9 +155,23 @@ cdef void linger_read(Worker *w, Conn *c) noexcept nogil:
         c.linger_left -= <uint32_t>n
 
 
+cdef void client_settle(Worker *w, Conn *c) noexcept nogil:
+    """A new connection was read once. The kernel is told of it, unless nothing but the upstream's answer is waited for, with which it ends:
+    then that is seldom worth its price, a tenth of such a request."""
+    cdef Exchange *x = <Exchange *>c.exchange
+    if not c.item.live or c.watched:
+        return
+    if x != NULL and x.phase == X_SENT and x.request_body == REQ_DONE and not x.keep_alive and not x.upgrade:
+        conn_arm(w, c, w.now_ms + WATCH_MS)
+    elif not conn_register(w, c):
+        client_end(w, c, False)
+
+
 cdef void client_next(Worker *w, Conn *c, bint keep) noexcept nogil:
     """The exchange is over: wait for the next request, take one that came already, or close."""
     if not keep:
+        if not c.watched:                    # nobody has told of bytes behind the request
+            c.readable = not conn_dry(c)
         if c.readable or c.input != NULL:
             client_linger(w, c)
         else:
@@ -247,6 +269,7 @@ cdef void exchange_fail(Worker *w, Exchange *x, int reason, bint close) noexcept
     out_reset(&w.out)
     x.status = <unsigned short>answer_error(w, &w.out, x.plan.head, reason, not x.keep_alive, x.method == M_HEAD, x)
     x.bytes_out += w.out.bytes
+    c.final = not x.keep_alive
     rc = conn_send(w, c, &w.out)
     if close and rc != RC_FAIL:
         exchange_move(w, x, X_FLUSHING)
@@ -274,6 +297,7 @@ cdef void head_refuse(Worker *w, Conn *c, int reason) noexcept nogil:
     w.lane.reasons[reason] += 1
     w.lane.worker.requests += 1
     log_refused(w, c, reason, status)
+    c.final = 1
     conn_send(w, c, &w.out)          # a few hundred bytes on an idle socket; what does not fit is not waited for
     client_linger(w, c)
 

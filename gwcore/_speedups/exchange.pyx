@@ -17,8 +17,8 @@ from gwcore._speedups.chunked cimport Chunked, chunked_init
 from gwcore._speedups.cllhttp cimport LLHTTP_REQUEST
 from gwcore._speedups.connect cimport upstream_close, upstream_quiet
 from gwcore._speedups.conn cimport (
-    LOOK_LOG_MS, SCRATCH_BYTES, C_BUSY, C_CONNECTING, C_HEAD, C_IDLE, C_LINGER, Conn, Worker, conn_again, conn_arm, conn_flush,
-    conn_move, conn_read, conn_rest, conn_send, worker_look,
+    LOOK_LOG_MS, SCRATCH_BYTES, C_BUSY, C_CONNECTING, C_HEAD, C_IDLE, C_LINGER, NEVER_MS, Conn, Worker, conn_again, conn_arm,
+    conn_flush, conn_move, conn_read, conn_rest, conn_send, conn_watch, worker_look,
 )
 from gwcore._speedups.fields cimport BYTE_CLASS, B_TOKEN, M_DELETE, M_GET, M_HEAD, M_OPTIONS, M_PUT, M_TRACE
 from gwcore._speedups.forward cimport exchange_note, forward_request
@@ -52,7 +52,7 @@ from gwcore._speedups.upstream cimport Upstream
 from gwcore._speedups.warm cimport warm_event, warm_peer_closed, warm_timeout
 from gwcore.pool cimport CLOSE_IDLE, CLOSE_MAX_AGE, CLOSE_PEER, CLOSE_STALE
 from gwcore._speedups.ends cimport (
-    NEVER_MS, answered, client_admit, client_end, client_left, client_linger, client_write_ms, discard, exchange_complete,
+    answered, client_admit, client_end, client_left, client_linger, client_write_ms, discard, exchange_complete,
     exchange_end, exchange_fail, head_refuse, linger_read, proxy_refuse, tls_refuse,
 )
 from gwcore._speedups.relay cimport (
@@ -287,6 +287,7 @@ cdef void own_answer(Worker *w, Exchange *x, int status, const char *at, size_t 
     conn_rest(w, x.client, at + w.request.size, size - w.request.size)
     if x.request_body == REQ_STREAM:
         x.request_body = REQ_DISCARD
+    x.client.final = not x.keep_alive
     answered(w, x, conn_send(w, x.client, &w.out))
 
 
@@ -456,6 +457,10 @@ cdef void body_look(Worker *w, Exchange *x) noexcept nogil:
 
 cdef void client_timeout(Worker *w, Conn *c) noexcept nogil:
     cdef Exchange *x = <Exchange *>c.exchange
+    if not c.watched:                        # the upstream takes its time: a client that leaves shall be noticed
+        if not conn_watch(w, c):
+            client_end(w, c, False)
+        return
     if x == NULL:
         if c.state == C_LINGER:              # long enough
             client_end(w, c, False)

@@ -11,7 +11,7 @@ from gwcore._speedups.conn cimport (
 )
 from gwcore._speedups.address cimport address_of
 from gwcore._speedups.attempt cimport ask_for_place, idle_at_cap, idle_give_way
-from gwcore._speedups.ends cimport client_admit, client_end, head_refuse, proxy_refuse
+from gwcore._speedups.ends cimport client_admit, client_end, client_settle, head_refuse, proxy_refuse
 from gwcore._speedups.exchange cimport client_event, client_timeout, queue_serve, upstream_event, upstream_timeout
 from gwcore._speedups.greet cimport greet_back
 from gwcore._speedups.handshake cimport handshake_due
@@ -134,7 +134,7 @@ cdef void reactor_close(Reactor *r) noexcept nogil:
 
 # ---- listeners ----------------------------------------------------------------------------------------------------
 
-cdef bint listener_add(Reactor *r, const char *address, uint32_t size, int fd) noexcept nogil:
+cdef bint listener_add(Reactor *r, const char *address, uint32_t size, int fd, int lender) noexcept nogil:
     """Accept from fd, which is the reactor's from here on. False when there are too many."""
     cdef epoll_event e
     cdef Listener *l
@@ -146,7 +146,7 @@ cdef bint listener_add(Reactor *r, const char *address, uint32_t size, int fd) n
     if i == r.n_listeners:
         r.n_listeners += 1
     l = &r.listeners[i]
-    l.fd, l.paused, l.address_len = fd, False, size
+    l.fd, l.paused, l.address_len, l.lender = fd, False, size, lender
     memcpy(l.address, address, size)
     e.events = EPOLLIN
     e.data.u64 = <uint64_t>CONN_LISTENER << 28 | i
@@ -209,6 +209,7 @@ cdef bint accept_some(Reactor *r, Listener *l) noexcept nogil:
                 listeners_pause(r, True)
             return False
         w.lane.worker.accepted += 1
+        w.lane.worker.accepted_for_others += l.lender >= 0
         c = conn_open(w, CONN_CLIENT, fd)
         if c == NULL:
             close(fd)
@@ -217,9 +218,6 @@ cdef bint accept_some(Reactor *r, Listener *l) noexcept nogil:
         c.listener = <uint8_t>(l - &r.listeners[0])
         c.family = address_of(&from_, c.peer, &c.port)
         c.trusted = plan_trusts(w.plan.head, c.peer)
-        if not conn_register(w, c):
-            client_end(w, c, False)
-            continue
         if w.lane.worker.connections - w.lingering > w.connection_limit and not shed_idle(w):
             head_refuse(w, c, R_CONNECTION_LIMIT)
             continue
@@ -230,13 +228,14 @@ cdef bint accept_some(Reactor *r, Listener *l) noexcept nogil:
             c.proxy_due = 1
         elif not client_admit(w, c):
             continue
-        if not c.proxy_due and not handshake_due(w, c):
+        if not c.proxy_due and not handshake_due(w, c) or (c.proxy_due or c.tls.due) and not conn_register(w, c):
             client_end(w, c, False)
             continue
         link_push(&w.lru, &c.idle.link)
         conn_arm(w, c, w.now_ms + (w.plan.head.tls_handshake_ms if c.tls.due else w.plan.head.header_ms))
         c.readable = 1               # the request is often there already: read before the kernel is asked
         client_event(w, c)
+        client_settle(w, c)
     return True
 
 

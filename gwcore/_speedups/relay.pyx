@@ -7,7 +7,7 @@ from gwcore._speedups.body cimport body_end_response, body_request, body_respons
 from gwcore._speedups.buffer cimport Buf, buf_bytes, queue_clear
 from gwcore._speedups.chunked cimport chunked_init
 from gwcore._speedups.cllhttp cimport LLHTTP_RESPONSE
-from gwcore._speedups.conn cimport Conn, Worker, conn_again, conn_arm, conn_read, conn_rest, conn_send
+from gwcore._speedups.conn cimport NEVER_MS, Conn, Worker, conn_again, conn_arm, conn_read, conn_register, conn_rest, conn_send, conn_watch
 from gwcore._speedups.forward cimport forward_interim, forward_response
 from gwcore._speedups.head cimport Head, HeadLimits, head_feed, head_init
 from gwcore._speedups.histogram cimport histogram_cell
@@ -26,7 +26,7 @@ from gwcore._speedups.story cimport REQ_DISCARD, REQ_DONE, REQ_STREAM, X_ANSWERI
 from gwcore._speedups.tunnel cimport tunnel_agreed, tunnel_begin
 from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK
 from gwcore.pool cimport CLOSE_ERROR, CLOSE_PEER, CLOSE_STALE, CLOSE_TIMEOUT
-from gwcore._speedups.ends cimport NEVER_MS, answered, client_left, client_write_ms, exchange_fail, exchange_move
+from gwcore._speedups.ends cimport answered, client_left, client_write_ms, exchange_fail, exchange_move
 
 cdef enum:
     READS_A_TURN = 8         # of one connection, before others get their turn
@@ -54,6 +54,7 @@ cdef void dispatched(Worker *w, Exchange *x, int rc) noexcept nogil:
         if x.reason == 0:
             if attempt_queue(w, x):
                 exchange_move(w, x, X_QUEUED)
+                conn_register(w, x.client)
                 conn_arm(w, x.client, x.waiter.deadline_ms)
             else:
                 exchange_fail(w, x, R_QUEUE_FULL, False)
@@ -400,6 +401,7 @@ cdef void response_body_on(Worker *w, Exchange *x, Conn *u, const char *at, size
     cdef int rc = body_response(w, x, at, size, &w.out, &used), sent_rc
     cdef bint stalled = x.client.output.bytes != 0
     x.bytes_out += w.out.bytes
+    x.client.final = rc == RC_DONE and not x.keep_alive
     sent_rc = conn_send(w, x.client, &w.out)
     conn_rest(w, u, at + size, 0)
     if rc == RC_FAIL:
@@ -418,6 +420,7 @@ cdef void response_body_on(Worker *w, Exchange *x, Conn *u, const char *at, size
             conn_arm(w, x.client, w.now_ms + client_write_ms(x))
     elif x.response_kind == BODY_LENGTH and x.plan.head.splice_bytes and x.response_left >= x.plan.head.splice_bytes \
             and x.client.tls.ssl == NULL and u.tls.ssl == NULL:
+        conn_watch(w, x.client)
         pipe_take(w, &x.pipe)                        # when there is none it goes on by copying
 
 

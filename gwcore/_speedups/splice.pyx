@@ -130,7 +130,7 @@ cdef bint conn_dry(Conn *c) noexcept nogil:
     """After exactly so many bytes were taken: is there not one more? Then the connection may be used again."""
     cdef char byte
     cdef ssize_t n
-    if not c.readable:
+    if c.watched and not c.readable:
         return True
     n = recv(c.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT)
     if n == -1 and errno == EAGAIN:

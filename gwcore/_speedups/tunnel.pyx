@@ -6,8 +6,8 @@ from libc.stdint cimport uint32_t
 from libc.string cimport memcpy
 
 from gwcore._speedups.buffer cimport buf_bytes, buf_space, queue_clear
-from gwcore._speedups.conn cimport conn_again, conn_arm, conn_flush, conn_read, conn_rest, conn_send, conn_shut
-from gwcore._speedups.ends cimport NEVER_MS, client_end, client_left, exchange_fail, exchange_move
+from gwcore._speedups.conn cimport NEVER_MS, conn_again, conn_arm, conn_flush, conn_read, conn_rest, conn_send, conn_shut
+from gwcore._speedups.ends cimport client_end, client_left, exchange_fail, exchange_move
 from gwcore._speedups.fields cimport same_word
 from gwcore._speedups.forward cimport forward_interim
 from gwcore._speedups.head cimport Field

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 
 import pytest
 
-from tests.support import get, ok, plane, proxy_config, read_reply, wait_until
+from tests.support import get, ok, plane, proxy_config, read_all, read_reply, wait_until
 
 LONG_BYTES = 66560  # BUF_LONG of buffer.pxd
 
@@ -118,3 +119,64 @@ def test_idle_connections_hold_no_buffer(upstream):
         assert counts["connections"] == len(clients) and counts["buffers"] == counts["buffer_bytes"] == 0
         for s in clients:
             s.close()
+
+
+LAST = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_bytes_behind_a_last_request_do_not_reset_its_answer(upstream, version):
+    """Nobody reads them, and a close over unread bytes would send RST."""
+    asked, go = threading.Event(), threading.Event()
+
+    def serve(c):
+        c.request()
+        asked.set()
+        go.wait(20)
+        c.send(ok(b"x" * 1000))
+
+    up = upstream(serve)
+    with plane(proxy_config(up.address)) as p, p.connect() as s:
+        s.sendall(LAST.replace(b"1.1", version.encode()))
+        assert asked.wait(5)
+        s.sendall(b"stray bytes" * 100)
+        go.set()
+        assert read_all(s).endswith(b"x" * 1000)
+
+
+def test_a_client_that_resets_its_last_request_is_noticed(upstream):
+    """Its connection is not registered at once, because most such answers come sooner than that pays."""
+    stop, asked = threading.Event(), threading.Event()
+
+    def serve(c):
+        c.request()
+        asked.set()
+        stop.wait(20)
+
+    up = upstream(serve)
+    with plane(proxy_config(up.address, upstream="timeouts: {response: 60s}")) as p:
+        s = p.connect()
+        s.sendall(LAST)
+        assert asked.wait(5)
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+        s.close()
+        wait_until(lambda: p.counts()["exchanges"] == 0, 5)
+        assert p.reasons() == {"client_closed": 1}
+        stop.set()
+
+
+def test_a_last_answer_that_the_client_takes_slowly_comes_whole(upstream):
+    """The socket takes a part of it: from there on the rest needs events, which nobody had asked for."""
+    body = bytes(range(256)) * 40_000
+
+    def serve(c):
+        c.request()
+        c.send(ok(body))
+
+    up = upstream(serve)
+    for extra in ("", "buffers: {splice: off}\n"):
+        with plane(proxy_config(up.address, extra=extra)) as p, p.connect() as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            s.sendall(LAST)
+            time.sleep(0.3)
+            assert read_all(s, 20).endswith(body[-70_000:])
