@@ -79,6 +79,7 @@ class Supervisor:
         self.versions = 0
         self.started = time.time()
         self.upgrades = 0
+        self.balancing = False
         self.state: Literal["starting", "serving", "leaving", "draining"] = "starting"
         self.last_reload: dict[str, Any] = {}
         self.reloads = {"ok": 0, "refused": 0}
@@ -279,6 +280,8 @@ class Supervisor:
     def commit(self, loaded: Loaded, plan: Plan, log_fd: int | None) -> None:
         """The point of no return: every worker is ready for the plan, and every new socket listens."""
         before, self.loaded = self.config, loaded
+        if self.config.accept_balance and not self.balancing:
+            self.balance()
         if (before.tls.tickets, before.redis) != (self.config.tls.tickets, self.config.redis):
             self.start_task(self.tickets.use(self.config))
         self.discovery.keep(self.config)
@@ -417,13 +420,16 @@ class Supervisor:
             self.loop.call_later(PING_S, self.ping)
 
     def balance(self) -> None:
+        """Only where that is asked for: an idle gateway sleeps. A reload begins it, and the last look ends it."""
+        if self.state == "serving" and not self.config.accept_balance:
+            self.crew.end_loans()
+        if self.done.done() or len(self.crew.slots) == 1 or not self.config.accept_balance:
+            self.balancing = False
+            return
+        self.balancing = True
         if self.state == "serving":
-            if self.config.accept_balance:
-                self.crew.even()
-            else:
-                self.crew.end_loans()
-        if not self.done.done() and len(self.crew.slots) > 1:
-            self.loop.call_later(BALANCE_S, self.balance)
+            self.crew.even()
+        self.loop.call_later(BALANCE_S, self.balance)
 
 
 def close_if_open(fd: int) -> None:

@@ -176,7 +176,7 @@ def test_a_last_answer_that_the_client_takes_slowly_comes_whole(upstream):
     up = upstream(serve)
     for extra in ("", "buffers: {splice: off}\n"):
         with plane(proxy_config(up.address, extra=extra)) as p, p.connect() as s:
-            s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
             s.sendall(LAST)
             time.sleep(0.3)
             assert read_all(s, 20).endswith(body[-70_000:])
