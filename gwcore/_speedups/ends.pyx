@@ -158,9 +158,10 @@ cdef void linger_read(Worker *w, Conn *c) noexcept nogil:
 cdef void client_settle(Worker *w, Conn *c) noexcept nogil:
     """A new connection was read once. The kernel is told of it, unless nothing but the upstream's answer is waited for, with which it ends:
     then that is seldom worth its price, a tenth of such a request."""
-    cdef Exchange *x = <Exchange *>c.exchange
+    cdef Exchange *x
     if not c.item.live or c.watched:
         return
+    x = <Exchange *>c.exchange
     if x != NULL and x.phase == X_SENT and x.request_body == REQ_DONE and not x.keep_alive and not x.upgrade:
         conn_arm(w, c, w.now_ms + WATCH_MS)
     elif not conn_register(w, c):
