@@ -343,8 +343,9 @@ class Supervisor:
         most = self.config.timeouts.drain
         say(f"draining, at most {most:g}s")
         self.listeners.close(list(self.listeners.sockets))  # before the workers empty the queues, so that nothing new joins them
-        self.crew.drain()
+        # our clock starts before the workers': what they cut at the end is told of
         self.loop.call_later(most, self.cut, "the drain time is over; closing what is left", 0)
+        self.crew.drain()
 
     def cut(self, why: str, status: int) -> None:
         if self.done.done():
