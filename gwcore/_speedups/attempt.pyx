@@ -1,15 +1,16 @@
-"""Attempts. The order of DECISIONS: candidates with a free place, balance, reuse or connect; who finds none waits in the upstream's
-queue and holds nothing meanwhile."""
+"""Attempts. The order: the upstream's permit, candidates with a free place, balance, the endpoint's permit, reuse or connect. Who finds no
+place waits in the upstream's queue and holds nothing meanwhile."""
 from libc.stdint cimport uint32_t, uint64_t
 
 from gwcore._speedups.conn cimport C_READY, LOOK_WAIT_MS, LOOK_WARM_MS, Conn, Worker, conn_arm, conn_move, random_next, worker_look
 from gwcore._speedups.connect cimport connect_result, connect_start, connect_up, upstream_close, upstream_keep
 from gwcore._speedups.histogram cimport histogram_cell
+from gwcore._speedups.permit cimport permit_cancel, permit_endpoint, permit_endpoint_fail, permit_move, permit_take
 from gwcore._speedups.reasons cimport R_DNS_FAILED, R_NO_ENDPOINT, R_QUEUE_FULL
 from gwcore._speedups.slab cimport slab_at
 from gwcore._speedups.story cimport Exchange
 from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL, RC_OK, link_drop, link_empty, link_push
-from gwcore._speedups.upstream cimport Endpoint, Upstream, balance_pick, endpoint_has_room, endpoint_short
+from gwcore._speedups.upstream cimport Endpoint, Upstream, balance_pick, endpoint_short, endpoint_takes
 from gwcore.pool cimport (
     CLOSE_ABORTED, CLOSE_EVICTED, POOL_CONNECT, POOL_EVICT, POOL_FULL, PoolCore, PoolItem, Waiter, pool_acquire, pool_ask, pool_at_cap,
     pool_has_place, pool_pressed, pool_unask, waiters_drop, waiters_push,
@@ -41,6 +42,7 @@ cdef bint idle_at_cap(const Upstream *u) noexcept nogil:
 
 cdef enum:
     RACE_MS = 250            # so long one address of a name has for itself (RFC 8305 5)
+    CANDIDATES = 4           # endpoints asked for a permit
 
 
 cdef int attempt_open(Worker *w, Exchange *x) noexcept nogil:
@@ -57,7 +59,7 @@ cdef int attempt_open(Worker *w, Exchange *x) noexcept nogil:
             e.in_flight -= 1
             x.reason = <unsigned short>reason
             return RC_FAIL
-        rival_take(w, x)
+        rival_take(w, x, reason)
     if x.up.writable:
         return attempt_up(w, x)
     conn_arm(w, x.up, connect_due(x) if x.raced or x.upstream.connect_ms <= RACE_MS else w.now_ms + RACE_MS)
@@ -83,7 +85,7 @@ cdef int attempt_connected(Worker *w, Exchange *x, Conn *c) noexcept nogil:
         return rc
     if rc == RC_OK:
         if c == x.rival:
-            rival_take(w, x)
+            rival_take(w, x, 0)
         elif x.rival != NULL:
             rival_drop(w, x)
         return attempt_up(w, x)
@@ -93,7 +95,7 @@ cdef int attempt_connected(Worker *w, Exchange *x, Conn *c) noexcept nogil:
     if x.rival == NULL:
         x.rival = race_start(w, x)
     if x.rival != NULL:
-        rival_take(w, x)
+        rival_take(w, x, reason)
         return RC_AGAIN
     x.reason = <unsigned short>reason
     return RC_FAIL
@@ -148,15 +150,17 @@ cdef void rival_drop(Worker *w, Exchange *x) noexcept nogil:
     upstream_close(w, c, CLOSE_ABORTED)
 
 
-cdef void rival_take(Worker *w, Exchange *x) noexcept nogil:
-    """The rival takes the place of x.up, which is closed if it still is there."""
+cdef void rival_take(Worker *w, Exchange *x, int reason) noexcept nogil:
+    """The rival takes the place of x.up, which is closed if it still is there. reason: why x.up failed; 0 = it was only slower."""
     cdef Conn *first = x.up
     x.up = x.rival
     x.rival = NULL
     if x.up.owner != x.endpoint:
         x.endpoint.in_flight -= 1
         x.endpoint.since_ms = w.now_ms               # the address that lost begins anew, with a tenth of its weight
+        permit_endpoint_fail(w, x, reason)
         x.endpoint = <Endpoint *>x.up.owner
+        permit_move(w, x, x.endpoint)
     if first != NULL:
         upstream_close(w, first, CLOSE_ABORTED)
     conn_arm(w, x.up, connect_due(x))
@@ -165,13 +169,20 @@ cdef void rival_take(Worker *w, Exchange *x) noexcept nogil:
 cdef int attempt_take(Worker *w, Exchange *x) noexcept nogil:
     """Get a connection. RC_OK: x.up is ready. RC_AGAIN: it is connecting. RC_FAIL with x.reason; reason 0 = no place free, queue."""
     cdef Upstream *u = x.upstream
-    cdef Endpoint *e = balance_pick(w, u, x.hash, x.endpoint if x.attempts else NULL, w.now_ms)
+    cdef Endpoint *e
     cdef PoolItem *item = NULL
     cdef Conn *c
     cdef int verdict
-    cdef uint32_t i, usable = 0, named = 0
-    x.reason = 0
+    cdef uint32_t i, _asked, usable = 0, named = 0
+    x.reason = permit_take(w, x)
+    if x.reason:
+        return RC_FAIL
+    for _asked in range(CANDIDATES):
+        e = balance_pick(w, u, x.hash, x.endpoint if x.attempts else NULL, w.now_ms)
+        if e == NULL or permit_endpoint(w, x, e):
+            break                                    # the last one is taken though its breaker refuses: the upstream's has agreed
     if e == NULL:
+        permit_cancel(w, x)
         for i in range(u.n):
             if u.endpoints[i].weight:
                 named += 1
@@ -181,6 +192,7 @@ cdef int attempt_take(Worker *w, Exchange *x) noexcept nogil:
         return RC_FAIL
     verdict = pool_acquire(&e.pool, &item, x.pool_key, w.now_ms)
     if verdict == POOL_FULL:
+        permit_cancel(w, x)
         return RC_FAIL
     if verdict == POOL_EVICT:
         upstream_close(w, <Conn *>conn_at(w, item.owner), CLOSE_EVICTED)
@@ -213,6 +225,7 @@ cdef void attempt_release(Worker *w, Exchange *x, bint reusable, int why) noexce
     cdef Conn *c = x.up
     if c == NULL:
         return
+    permit_cancel(w, x)                          # whatever has no verdict yet gets none
     if x.rival != NULL:
         rival_drop(w, x)
     x.up = NULL
@@ -281,6 +294,6 @@ cdef Exchange *attempt_next_waiter(Worker *w, Upstream *u) noexcept nogil:
     if link_empty(&u.queue.head):
         return NULL
     for i in range(u.n):
-        if endpoint_has_room(u.endpoints[i]):
+        if endpoint_takes(w, u, u.endpoints[i]):
             return <Exchange *>slab_at(&w.exchanges, (<WaitingExchange *>u.queue.head.next).owner)
     return NULL

@@ -16,6 +16,7 @@ from gwcore._speedups.copenssl cimport SSL_R_HTTP_REQUEST
 from gwcore._speedups.histogram cimport histogram_cell
 from gwcore._speedups.fields cimport M_HEAD
 from gwcore._speedups.outlist cimport out_reset
+from gwcore._speedups.permit cimport permit_cancel, permit_fail
 from gwcore._speedups.reasons cimport R_BAD_PROXY_HEADER, R_BAD_REQUEST, R_CLIENT_CLOSED, R_CONNECTION_LIMIT
 from gwcore._speedups.shm cimport RouteCell
 from gwcore._speedups.slab cimport slab_give
@@ -68,6 +69,7 @@ cdef void exchange_end(Worker *w, Exchange *x) noexcept nogil:
         return
     attempt_leave_queue(w, x)
     wait_over(w, x)
+    permit_cancel(w, x)
     if x.up != NULL:
         attempt_release(w, x, False, CLOSE_TUNNEL if x.phase == X_TUNNEL else CLOSE_ABORTED)
     group = x.status // 100 if 100 <= x.status < 600 and x.reason != R_CLIENT_CLOSED else 0
@@ -258,6 +260,7 @@ cdef void exchange_fail(Worker *w, Exchange *x, int reason, bint close) noexcept
     cdef int rc
     x.reason = reason
     attempt_leave_queue(w, x)
+    permit_fail(w, x, reason)
     if x.up != NULL:
         attempt_release(w, x, False, CLOSE_ERROR)
     if x.phase >= X_ANSWERING:

@@ -30,6 +30,7 @@ from gwcore._speedups.idle cimport idle_outlived, idle_peer_closed
 from gwcore._speedups.origin cimport origin_find
 from gwcore._speedups.outlist cimport out_reset, out_store
 from gwcore._speedups.path cimport PATH_PLAIN, path_kind, path_normalise
+from gwcore._speedups.permit cimport permit_refused
 from gwcore._speedups.plan cimport TARGET_RESPOND, PlanHead, Route, plan_trusts, plan_upstream
 from gwcore._speedups.proxyproto cimport ProxyPeer, proxy_parse
 from gwcore._speedups.reasons cimport (
@@ -320,6 +321,9 @@ cdef void begin_proxy(Worker *w, Exchange *x, const char *at, size_t size, const
             return
     while True:
         rc = attempt_take(w, x)
+        if rc == RC_FAIL and permit_refused(x):
+            begin_refuse(w, x, at, size, x.reason)
+            return
         out_reset(&w.out)
         head_rc = forward_request(w, x, h, &w.out, path, path_len)
         if head_rc:

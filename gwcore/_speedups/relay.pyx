@@ -1,6 +1,6 @@
 """The way of a request to its upstream and of the answer back: attempts, bodies in both directions, back-pressure."""
 from libc.stddef cimport size_t
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memchr
 from gwcore._speedups.attempt cimport attempt_queue, attempt_release, attempt_take
 from gwcore._speedups.body cimport body_end_response, body_request, body_response
@@ -15,6 +15,7 @@ from gwcore._speedups.fields cimport M_HEAD
 from gwcore._speedups.http1 cimport BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, keep_alive_ms, response_body, response_check
 from gwcore._speedups.idle cimport idle_peer_closed
 from gwcore._speedups.outlist cimport out_add, out_reset, out_store
+from gwcore._speedups.permit cimport permit_answer, permit_fail, permit_refused
 from gwcore._speedups.proxyproto cimport proxy_write
 from gwcore._speedups.reasons cimport (
     RETRY_ANY, R_BAD_RESPONSE, R_BUFFER_LIMIT, R_CONNECT_TIMEOUT, R_DNS_FAILED, R_HEADERS_TOO_LARGE, R_NO_ENDPOINT, R_QUEUE_FULL,
@@ -59,6 +60,9 @@ cdef void dispatched(Worker *w, Exchange *x, int rc) noexcept nogil:
             else:
                 exchange_fail(w, x, R_QUEUE_FULL, False)
             return
+        if permit_refused(x):                        # of a second attempt the client never knew: it is told of the first
+            exchange_fail(w, x, x.first_reason if x.first_reason else x.reason, False)
+            return
         if x.reason == R_DNS_FAILED or x.reason == R_NO_ENDPOINT:     # nobody to try: no attempt was made, so none is made again
             exchange_fail(w, x, x.reason, False)
             return
@@ -70,6 +74,8 @@ cdef void dispatched(Worker *w, Exchange *x, int rc) noexcept nogil:
 cdef bint attempt_again(Worker *w, Exchange *x, int reason) noexcept nogil:
     """An attempt failed before anything was sent (or the connection was stale). False: the exchange has been failed."""
     cdef bint stale = reason == R_UPSTREAM_RESET
+    permit_fail(w, x, reason)
+    x.first_reason = <uint16_t>reason
     if x.up != NULL:
         attempt_release(w, x, False, CLOSE_STALE if stale else CLOSE_TIMEOUT if reason == R_CONNECT_TIMEOUT else CLOSE_ERROR)
     if reason_row(reason).retry == RETRY_ANY and x.endpoint != NULL and x.attempts < 1 + x.upstream.connect_retries + x.stale_used and not x.replay_lost:
@@ -357,6 +363,7 @@ cdef void response_head(Worker *w, Exchange *x, const char *at, size_t size, siz
         before = 0
     x.status = h.status
     x.first_byte_us = w.now_us
+    permit_answer(w, x, h.status)
     x.upstream.cell.seconds[histogram_cell(w.now_us - x.start_us)] += 1
     x.upstream.cell.sum_us += w.now_us - x.start_us
     latency_ms = (w.now_us - x.start_us) / 1000.0

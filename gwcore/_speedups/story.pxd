@@ -1,4 +1,5 @@
 # Level 5. What is known of one request and its answer. Owned by exchange.pyx; forward, answer and accesslog read it.
+from gwcore._speedups.breaker_core cimport PermitRef
 from gwcore._speedups.buffer cimport Buf, ByteQueue
 from gwcore._speedups.chunked cimport Chunked
 from gwcore._speedups.conn cimport Conn, LocalPlan, Worker
@@ -33,6 +34,12 @@ cdef struct Exchange:
     const Route *route
     Upstream *upstream
     Endpoint *endpoint
+    PermitRef permit         # of the upstream's breaker, for this attempt; permit.pyx takes and ends both
+    PermitRef endpoint_permit    # of the breaker in endpoint_slot
+    uint32_t endpoint_slot
+    uint32_t retry_after_s   # what a refusal tells its client; 0 = a second
+    uint16_t first_reason    # why the attempt before this one failed: what the client is told when no other may be made
+    uint8_t refusal          # BreakerRefusal
     ByteQueue replay         # the request as it is sent upstream, as long as it may have to be sent again
     Buf *note                # what log and answers need of the head: path, then request id
     uint32_t note_path_len

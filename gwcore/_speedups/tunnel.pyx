@@ -12,6 +12,7 @@ from gwcore._speedups.fields cimport same_word
 from gwcore._speedups.forward cimport forward_interim
 from gwcore._speedups.head cimport Field
 from gwcore._speedups.outlist cimport out_add, out_reset
+from gwcore._speedups.permit cimport permit_answer
 from gwcore._speedups.plan cimport Str, plan_text, plan_upgrade
 from gwcore._speedups.reasons cimport R_CLIENT_CLOSED, R_UPSTREAM_RESET
 from gwcore._speedups.splice cimport Moved, splice_through
@@ -56,6 +57,7 @@ cdef void tunnel_begin(Worker *w, Exchange *x, Head *h, const char *early, size_
     queue_clear(&w.bufs, &x.replay)
     x.status = 101
     x.first_byte_us = w.now_us
+    permit_answer(w, x, 101)
     x.keep_alive = 0
     x.upstream_keep = 0
     exchange_move(w, x, X_TUNNEL)

@@ -11,6 +11,7 @@ from libc.stdint cimport uint8_t
 cdef struct Endpoint:
     PoolCore pool
     Upstream *upstream
+    uint32_t slot            # in the shared segment
     uint64_t identity        # of its TLS; another one is another endpoint
     char tls_name[256]       # empty = not verified by name
     char tls_sni[256]
@@ -40,8 +41,10 @@ cdef struct Upstream:
     Link serve               # first member; in the worker's list of queues to be served
     char name[128]           # identity
     uint32_t name_len
+    uint32_t slot            # in the shared segment
     uint32_t n
     Endpoint **endpoints
+    bint panic               # so few endpoints are usable that health and ejection are ignored; balance_pick looks
     WaitQueue queue
     UpstreamCell *cell
     # of the current plan
@@ -66,7 +69,8 @@ cdef Upstream *upstream_new(Worker *w, const PlanHead *p, const UpstreamSpec *sp
 cdef bint upstream_update(Worker *w, Upstream *u, const PlanHead *p, const UpstreamSpec *spec, SSL_CTX *client, Endpoint **gone) noexcept nogil
 cdef void endpoint_free(Endpoint *e) noexcept nogil
 cdef void upstream_free(Upstream *u) noexcept nogil
-cdef bint endpoint_has_room(const Endpoint *e) noexcept nogil
+cdef bint endpoint_takes(Worker *w, const Upstream *u, const Endpoint *e) noexcept nogil
+cdef bint endpoint_usable(Worker *w, const Upstream *u, const Endpoint *e) noexcept nogil
 
 cdef inline bint endpoint_short(const Endpoint *e) noexcept nogil:
     """Are fewer connections warm than pool.min_idle wants?"""

@@ -17,9 +17,14 @@ from gwcore._speedups.types cimport link_init, size_t
 from gwcore.pool cimport pool_free, pool_has_place, pool_init, pool_templates, waiters_init
 
 
-cdef bint endpoint_has_room(const Endpoint *e) noexcept nogil:
-    """May it take one more request now: an idle connection, or a place for a new one?"""
-    if e.weight == 0 or e.sockaddr_len == 0:
+cdef bint endpoint_usable(Worker *w, const Upstream *u, const Endpoint *e) noexcept nogil:
+    """Is nothing held against it? The one place where that is decided. In panic nothing is."""
+    return True
+
+
+cdef bint endpoint_takes(Worker *w, const Upstream *u, const Endpoint *e) noexcept nogil:
+    """May it take one more request now: usable, with an idle connection or a place for a new one?"""
+    if e.weight == 0 or e.sockaddr_len == 0 or not endpoint_usable(w, u, e):
         return False
     return e.pool.n_idle or pool_has_place(&e.pool)
 
@@ -32,13 +37,13 @@ cdef uint32_t weight_of(const Upstream *u, const Endpoint *e, uint64_t now_ms) n
     return e.weight * <uint32_t>(100 + 900 * age // u.slow_start_ms)
 
 
-cdef Endpoint *pick_round_robin(Upstream *u, const Endpoint *avoid, uint64_t now_ms) noexcept nogil:
+cdef Endpoint *pick_round_robin(Worker *w, Upstream *u, const Endpoint *avoid, uint64_t now_ms) noexcept nogil:
     cdef Endpoint *best = NULL
     cdef Endpoint *e
     cdef uint32_t i, weight, total = 0
     for i in range(u.n):
         e = u.endpoints[i]
-        if e == avoid or not endpoint_has_room(e):
+        if e == avoid or not endpoint_takes(w, u, e):
             continue
         weight = weight_of(u, e, now_ms)
         e.spread += weight
@@ -57,14 +62,14 @@ cdef Endpoint *pick_weighted(Worker *w, Upstream *u, const Endpoint *avoid, cons
     cdef uint32_t i, weight
     for i in range(u.n):
         e = u.endpoints[i]
-        if e != avoid and e != other and endpoint_has_room(e):
+        if e != avoid and e != other and endpoint_takes(w, u, e):
             total += weight_of(u, e, w.now_ms)
     if total == 0:
         return NULL
     at = (random_next(w) >> 11) % total
     for i in range(u.n):
         e = u.endpoints[i]
-        if e == avoid or e == other or not endpoint_has_room(e):
+        if e == avoid or e == other or not endpoint_takes(w, u, e):
             continue
         weight = weight_of(u, e, w.now_ms)
         if at < weight:
@@ -78,7 +83,7 @@ cdef double load_of(const Upstream *u, const Endpoint *e, uint64_t now_ms) noexc
     return load * (e.ewma_ms + 0.1) if u.balance == BALANCE_EWMA else load
 
 
-cdef Endpoint *pick_hash(Upstream *u, uint64_t hash, const Endpoint *avoid) noexcept nogil:
+cdef Endpoint *pick_hash(Worker *w, Upstream *u, uint64_t hash, const Endpoint *avoid) noexcept nogil:
     """Highest weighted score of hash and name, among those under the bound; the bound is lifted when all are over it."""
     cdef Endpoint *best = NULL
     cdef Endpoint *e
@@ -90,7 +95,7 @@ cdef Endpoint *pick_hash(Upstream *u, uint64_t hash, const Endpoint *avoid) noex
     for k in range(2):
         for i in range(u.n):
             e = u.endpoints[i]
-            if e == avoid or not endpoint_has_room(e):
+            if e == avoid or not endpoint_takes(w, u, e):
                 continue
             bound = <double>(total + 1) * e.weight / u.weight_sum * u.hash_bound_pct / 100
             if k == 0 and e.in_flight >= bound and e.in_flight:
@@ -115,11 +120,11 @@ cdef Endpoint *balance_pick(Worker *w, Upstream *u, uint64_t hash, const Endpoin
     cdef Endpoint *a
     cdef Endpoint *b
     if u.n == 1:
-        return u.endpoints[0] if endpoint_has_room(u.endpoints[0]) else NULL
+        return u.endpoints[0] if endpoint_takes(w, u, u.endpoints[0]) else NULL
     if u.balance == BALANCE_ROUND_ROBIN:
-        a = pick_round_robin(u, avoid, now_ms)
+        a = pick_round_robin(w, u, avoid, now_ms)
     elif u.balance == BALANCE_HASH:
-        a = pick_hash(u, hash, avoid)
+        a = pick_hash(w, u, hash, avoid)
     elif u.balance == BALANCE_RANDOM:
         a = pick_weighted(w, u, avoid, NULL)
     else:
@@ -157,6 +162,7 @@ cdef void endpoint_update(Worker *w, Endpoint *e, const PlanHead *p, const Upstr
     text_copy(e.tls_sni, sizeof(e.tls_sni), p, spec.tls_sni)
     e.tls_ip = spec.tls_ip
     e.weight = spec.weight
+    e.slot = spec.slot
     e.pool.max_connections = u.max_connections
     e.pool.max_idle = u.max_idle
     e.pool.min_idle = share_of(u.min_idle, w.number + spec.slot, w.segment.workers)
@@ -241,6 +247,7 @@ cdef bint upstream_update(Worker *w, Upstream *u, const PlanHead *p, const Upstr
         u.weight_sum += u.endpoints[i].weight
     if u.weight_sum == 0:
         u.weight_sum = 1
+    u.slot = spec.slot
     u.cell = &w.lane.upstreams[spec.slot]
     u.balance = spec.balance
     u.hash_by = spec.hash_by
