@@ -51,6 +51,7 @@ LEVELS = {
     "upstream": 8,
     "connect": 10,
     "permit": 10,
+    "deadline": 10,
     "trailers": 8,
     "origin": 8,
     "splice": 8,

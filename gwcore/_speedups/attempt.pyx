@@ -4,11 +4,12 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from gwcore._speedups.conn cimport C_READY, LOOK_WAIT_MS, LOOK_WARM_MS, Conn, Worker, conn_arm, conn_move, random_next, worker_look
 from gwcore._speedups.connect cimport connect_result, connect_start, connect_up, upstream_close, upstream_keep
+from gwcore._speedups.deadline cimport try_due
 from gwcore._speedups.histogram cimport histogram_cell
 from gwcore._speedups.permit cimport permit_cancel, permit_endpoint, permit_endpoint_fail, permit_move, permit_take
 from gwcore._speedups.reasons cimport R_DNS_FAILED, R_NO_ENDPOINT, R_QUEUE_FULL
 from gwcore._speedups.slab cimport slab_at
-from gwcore._speedups.story cimport Exchange
+from gwcore._speedups.story cimport Exchange, by_deadline
 from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL, RC_OK, link_drop, link_empty, link_push
 from gwcore._speedups.upstream cimport Endpoint, Upstream, balance_pick, endpoint_short, endpoint_takes
 from gwcore.pool cimport (
@@ -62,12 +63,12 @@ cdef int attempt_open(Worker *w, Exchange *x) noexcept nogil:
         rival_take(w, x, reason)
     if x.up.writable:
         return attempt_up(w, x)
-    conn_arm(w, x.up, connect_due(x) if x.raced or x.upstream.connect_ms <= RACE_MS else w.now_ms + RACE_MS)
+    conn_arm(w, x.up, connect_due(x) if x.raced or x.upstream.connect_ms <= RACE_MS else try_due(x, w.now_ms + RACE_MS))
     return RC_AGAIN
 
 
 cdef uint64_t connect_due(const Exchange *x) noexcept nogil:
-    return x.connect_us // 1000 + x.upstream.connect_ms
+    return try_due(x, x.connect_us // 1000 + x.upstream.connect_ms)
 
 
 cdef int attempt_up(Worker *w, Exchange *x) noexcept nogil:
@@ -198,6 +199,7 @@ cdef int attempt_take(Worker *w, Exchange *x) noexcept nogil:
         upstream_close(w, <Conn *>conn_at(w, item.owner), CLOSE_EVICTED)
         verdict = POOL_CONNECT
     x.attempts += 1
+    x.try_due_ms = w.now_ms + u.per_try_ms if u.per_try_ms else 0
     x.endpoint = e
     e.in_flight += 1
     wait_over(w, x)
@@ -257,7 +259,7 @@ cdef bint attempt_queue(Worker *w, Exchange *x) noexcept nogil:
         x.waiter.deadline_ms = x.queue_deadline_ms
         link_drop(&x.waiter.link)
         link_push(&x.upstream.queue.head, &x.waiter.link)
-    x.queue_deadline_ms = x.waiter.deadline_ms
+    x.queue_deadline_ms = x.waiter.deadline_ms = by_deadline(x, x.waiter.deadline_ms)
     x.upstream.cell.waiting += 1
     ask_for_place(x.upstream)
     worker_look(w, LOOK_WAIT_MS)                 # a place that another worker gives up comes without an event

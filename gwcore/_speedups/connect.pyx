@@ -12,7 +12,7 @@ from gwcore._speedups.outlist cimport out_reset
 from gwcore._speedups.proxyproto cimport proxy_write
 from gwcore._speedups.reasons cimport R_CONNECT_FAILED, R_CONNECT_REFUSED, R_CONNECT_TIMEOUT, R_UPSTREAM_TLS, R_UPSTREAM_TLS_VERIFY
 from gwcore._speedups.shm cimport UpstreamCell
-from gwcore._speedups.story cimport Exchange
+from gwcore._speedups.story cimport Exchange, by_deadline
 from gwcore._speedups.sys cimport (
     AF_UNIX, EAGAIN, ECONNREFUSED, EINPROGRESS, ETIMEDOUT, IPPROTO_TCP, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SO_ERROR,
     TCP_INFO, TCP_NODELAY, close, connect, errno, getsockopt, setsockopt, sockaddr, socket, socklen_t, tcp_info,
@@ -93,7 +93,7 @@ cdef int secure_step(Worker *w, Conn *c, int *reason) noexcept nogil:
         if not tls_io_open(&w.tls) or not client_begin(
                 &w.tls, &c.tls, e.upstream.client, &e.sessions, e.tls_name if e.tls_name[0] else NULL, e.tls_ip, e.tls_sni if e.tls_sni[0] else NULL):
             return RC_FAIL
-        conn_arm(w, c, w.now_ms + e.upstream.tls_ms)
+        conn_arm(w, c, w.now_ms + e.upstream.tls_ms if x == NULL else by_deadline(x, w.now_ms + e.upstream.tls_ms))
     elif c.output.bytes and conn_flush(w, c) == RC_FAIL:
         return RC_FAIL
     rc = handshake_connect(w, c)

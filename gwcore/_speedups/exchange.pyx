@@ -20,6 +20,7 @@ from gwcore._speedups.conn cimport (
     LOOK_LOG_MS, SCRATCH_BYTES, C_BUSY, C_CONNECTING, C_HEAD, C_IDLE, C_LINGER, NEVER_MS, Conn, Worker, conn_again, conn_arm,
     conn_flush, conn_move, conn_read, conn_rest, conn_send, conn_watch, worker_look,
 )
+from gwcore._speedups.deadline cimport answer_due, limits_find
 from gwcore._speedups.fields cimport BYTE_CLASS, B_TOKEN, M_DELETE, M_GET, M_HEAD, M_OPTIONS, M_PUT, M_TRACE
 from gwcore._speedups.forward cimport exchange_note, forward_request
 from gwcore._speedups.greet cimport greet
@@ -30,19 +31,19 @@ from gwcore._speedups.idle cimport idle_outlived, idle_peer_closed
 from gwcore._speedups.origin cimport origin_find
 from gwcore._speedups.outlist cimport out_reset, out_store
 from gwcore._speedups.path cimport PATH_PLAIN, path_kind, path_normalise
-from gwcore._speedups.permit cimport permit_refused
+from gwcore._speedups.permit cimport permit_fail, permit_refused
 from gwcore._speedups.plan cimport TARGET_RESPOND, PlanHead, Route, plan_trusts, plan_upstream
 from gwcore._speedups.proxyproto cimport ProxyPeer, proxy_parse
 from gwcore._speedups.reasons cimport (
     R_BAD_PATH, R_BODY_TIMEOUT, R_BODY_TOO_LARGE, R_BODY_TOO_SLOW, R_BUFFER_LIMIT, R_CLIENT_CLOSED, R_CLIENT_WRITE_TIMEOUT,
-    R_CONNECT_TIMEOUT, R_HEADER_TIMEOUT, R_METHOD_NOT_ALLOWED, R_MISDIRECTED, R_NO_ROUTE, R_QUEUE_TIMEOUT, R_RESPONSE_IDLE,
+    R_CONNECT_TIMEOUT, R_DEADLINE, R_HEADER_TIMEOUT, R_METHOD_NOT_ALLOWED, R_MISDIRECTED, R_NO_ROUTE, R_QUEUE_TIMEOUT, R_RESPONSE_IDLE,
     R_RESPONSE_TIMEOUT, R_TLS_HANDSHAKE_TIMEOUT, R_TUNNEL_IDLE, R_UPSTREAM_RESET, R_UPSTREAM_WRITE_TIMEOUT, reason_row,
 )
 from gwcore._speedups.ring cimport ring_room
 from gwcore._speedups.router cimport RouteQuery, router_find
 from gwcore._speedups.slab cimport slab_take
 from gwcore._speedups.story cimport (
-    REQ_DISCARD, REQ_STREAM, X_ANSWERING, X_DISCARDING, X_FLUSHING, X_QUEUED, X_SENT, X_TUNNEL, Exchange,
+    REQ_DISCARD, REQ_STREAM, X_ANSWERING, X_DISCARDING, X_FLUSHING, X_QUEUED, X_SENT, X_TUNNEL, Exchange, deadline_over,
 )
 from gwcore._speedups.sys cimport FIONREAD, ioctl
 from gwcore._speedups.tls cimport tls_holds
@@ -51,7 +52,7 @@ from gwcore._speedups.tunnel cimport tunnel_event
 from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL, RC_OK, link_append, link_drop
 from gwcore._speedups.upstream cimport Upstream
 from gwcore._speedups.warm cimport warm_event, warm_peer_closed, warm_timeout
-from gwcore.pool cimport CLOSE_IDLE, CLOSE_MAX_AGE, CLOSE_PEER, CLOSE_STALE
+from gwcore.pool cimport CLOSE_IDLE, CLOSE_MAX_AGE, CLOSE_PEER, CLOSE_STALE, CLOSE_TIMEOUT
 from gwcore._speedups.ends cimport (
     answered, client_admit, client_end, client_left, client_linger, client_write_ms, discard, exchange_complete,
     exchange_end, exchange_fail, head_refuse, linger_read, proxy_refuse, tls_refuse,
@@ -309,6 +310,10 @@ cdef void begin_proxy(Worker *w, Exchange *x, const char *at, size_t size, const
     cdef uint8_t body
     cdef Chunked chunks
     cdef int rc, head_rc
+    limits_find(w, x, h, x.client.trusted)
+    if deadline_over(w, x):
+        begin_refuse(w, x, at, size, R_DEADLINE)
+        return
     x.hash_target = target_pick(w, p, r).upstream
     x.upstream = <Upstream *>x.plan.upstreams[x.hash_target]
     x.hash = hash_of(w, x, h, plan_upstream(p, x.hash_target))
@@ -477,7 +482,9 @@ cdef void client_timeout(Worker *w, Conn *c) noexcept nogil:
         else:
             client_end(w, c, False)          # idle long enough
         return
-    if x.phase == X_QUEUED:
+    if x.phase == X_QUEUED and deadline_over(w, x):
+        exchange_fail(w, x, R_DEADLINE, False)
+    elif x.phase == X_QUEUED:
         x.upstream.cell.queue_timeout += 1
         exchange_fail(w, x, R_QUEUE_TIMEOUT, False)
     elif x.phase == X_DISCARDING:
@@ -524,7 +531,7 @@ cdef void upstream_event(Worker *w, Conn *c) noexcept nogil:
             write_failed(w, x)
             return
         if x.phase == X_SENT:
-            conn_arm(w, c, w.now_ms + (x.upstream.write_ms if c.output.bytes else x.route.response_ms))
+            conn_arm(w, c, answer_due(w, x, x.upstream.write_ms if c.output.bytes else x.route.response_ms, False))
         if c.output.bytes <= x.route.buffer_low and x.request_body == REQ_STREAM:
             request_pump(w, x)
             if not x.item.live or x.up != c:
@@ -547,6 +554,11 @@ cdef void upstream_timeout(Worker *w, Conn *c) noexcept nogil:
         idle_outlived(&c.pooled, w.now_ms)
         upstream_close(w, c, CLOSE_MAX_AGE if w.now_ms >= c.pooled.retire_ms else CLOSE_IDLE)
         return
+    if deadline_over(w, x) and x.phase < X_ANSWERING:
+        permit_fail(w, x, R_DEADLINE)
+        attempt_release(w, x, False, CLOSE_TIMEOUT)
+        exchange_fail(w, x, R_DEADLINE, False)
+        return
     if c.state == C_CONNECTING:
         if attempt_late(w, x):
             return
@@ -559,7 +571,7 @@ cdef void upstream_timeout(Worker *w, Conn *c) noexcept nogil:
         exchange_fail(w, x, R_UPSTREAM_WRITE_TIMEOUT, False)
     elif x.phase == X_SENT:
         if x.request_body == REQ_STREAM:     # the client is still sending: its own limits watch that
-            conn_arm(w, c, w.now_ms + x.route.response_ms)
+            conn_arm(w, c, answer_due(w, x, x.route.response_ms, False))
         else:
             exchange_fail(w, x, R_RESPONSE_TIMEOUT, False)
     elif x.client.output.bytes or x.piped:   # we hold it back ourselves

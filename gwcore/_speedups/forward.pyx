@@ -8,6 +8,7 @@ from libc.string cimport memchr, memcmp, memcpy
 
 from gwcore._speedups.buffer cimport BUF_HEAD, BUF_SMALL, buf_bytes, buf_take
 from gwcore._speedups.conn cimport Worker
+from gwcore._speedups.deadline cimport limit_is, limit_lines
 from gwcore._speedups.fields cimport (
     BYTE_CLASS, B_TOKEN, F_ALIAS, F_CONTENT_LENGTH, F_EXPECT, F_FORWARDED, F_MAX_FORWARDS, F_PROXY, F_TRAILER, F_VIA,
     F_X_FORWARDED_FOR, F_X_FORWARDED_HOST, F_X_FORWARDED_PORT, F_X_FORWARDED_PROTO, F_X_GWCORE, F_X_REAL_IP, F_X_REQUEST_ID,
@@ -103,7 +104,7 @@ cdef int fields_choose(Worker *w, Exchange *x, Head *h) noexcept nogil:
     for i in range(h.n):
         f = &h.f[i]
         if f.id == 0:
-            if p.underscore_drop and memchr(h.base + f.name, c'_', f.name_len) != NULL:
+            if p.underscore_drop and memchr(h.base + f.name, c'_', f.name_len) != NULL or x.deadline_ms and limit_is(p, h, f):
                 f.drop = 1
             continue
         if f.id == F_CONTENT_LENGTH:
@@ -183,6 +184,9 @@ cdef int forward_request(Worker *w, Exchange *x, Head *h, OutList *o, const char
         out_some(o, buf_bytes(x.note) + x.note_path_len, x.note_id_len)
         out_copy(o, b"\r\n", 2)
     edits_add(p, x.route.request_edits, o)
+    x.head_at = <uint32_t>o.bytes
+    limit_lines(w, x, o)
+    x.head_skip = <uint32_t>o.bytes - x.head_at
     out_copy(o, b"\r\n", 2)
     return 0
 

@@ -61,6 +61,7 @@ cdef struct Route:
     uint32_t client_write_ms
     uint32_t response_ms
     uint32_t idle_ms
+    uint32_t deadline_ms     # 0 = none
     uint32_t tunnel_idle_ms
     uint32_t body_min_rate   # bytes per second; 0 = off
     uint32_t buffer_high
@@ -106,6 +107,7 @@ cdef struct UpstreamSpec:
     uint32_t body_idle_ms
     uint32_t stale_retry
     uint32_t connect_retries
+    uint32_t per_try_ms
     uint32_t proxy_protocol  # version of the PROXY header that new connections begin with; 0 = none
     uint32_t slow_start_ms
     uint32_t template_       # pool.granularity: template
@@ -204,6 +206,8 @@ cdef struct PlanHead:
     Str id_header            # lower case name of the request id field
     Str id_line              # "X-Request-ID: "
     Str server_line          # of our own answers
+    Str deadline_name        # lower case name of the field that tells how much time is left; empty = none does
+    Str deadline_line        # "X-Request-Timeout-Ms: "
     uint32_t has_wildcards
     uint32_t via
     uint32_t header_ms

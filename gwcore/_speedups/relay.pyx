@@ -4,10 +4,11 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memchr
 from gwcore._speedups.attempt cimport attempt_queue, attempt_release, attempt_take
 from gwcore._speedups.body cimport body_end_response, body_request, body_response
-from gwcore._speedups.buffer cimport Buf, buf_bytes, queue_clear
+from gwcore._speedups.buffer cimport buf_bytes, queue_clear
 from gwcore._speedups.chunked cimport chunked_init
 from gwcore._speedups.cllhttp cimport LLHTTP_RESPONSE
 from gwcore._speedups.conn cimport NEVER_MS, Conn, Worker, conn_again, conn_arm, conn_read, conn_register, conn_rest, conn_send, conn_watch
+from gwcore._speedups.deadline cimport answer_due, request_out
 from gwcore._speedups.forward cimport forward_interim, forward_response
 from gwcore._speedups.head cimport Head, HeadLimits, head_feed, head_init
 from gwcore._speedups.histogram cimport histogram_cell
@@ -18,12 +19,12 @@ from gwcore._speedups.outlist cimport out_add, out_reset, out_store
 from gwcore._speedups.permit cimport permit_answer, permit_fail, permit_refused
 from gwcore._speedups.proxyproto cimport proxy_write
 from gwcore._speedups.reasons cimport (
-    RETRY_ANY, R_BAD_RESPONSE, R_BUFFER_LIMIT, R_CONNECT_TIMEOUT, R_DNS_FAILED, R_HEADERS_TOO_LARGE, R_NO_ENDPOINT, R_QUEUE_FULL,
+    RETRY_ANY, R_BAD_RESPONSE, R_BUFFER_LIMIT, R_CONNECT_TIMEOUT, R_DEADLINE, R_DNS_FAILED, R_HEADERS_TOO_LARGE, R_NO_ENDPOINT, R_QUEUE_FULL,
     R_RESPONSE_HEADERS_TOO_LARGE, R_RESPONSE_TRUNCATED, R_TOO_MANY_HEADERS, R_UPGRADE_FAILED, R_UPSTREAM_RESET,
     reason_row,
 )
 from gwcore._speedups.splice cimport Moved, conn_dry, pipe_give, pipe_take, splice_move, splice_through
-from gwcore._speedups.story cimport REQ_DISCARD, REQ_DONE, REQ_STREAM, X_ANSWERING, X_CONNECTING, X_QUEUED, X_SENT, Exchange
+from gwcore._speedups.story cimport REQ_DISCARD, REQ_DONE, REQ_STREAM, X_ANSWERING, X_CONNECTING, X_QUEUED, X_SENT, Exchange, deadline_over
 from gwcore._speedups.tunnel cimport tunnel_agreed, tunnel_begin
 from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK
 from gwcore.pool cimport CLOSE_ERROR, CLOSE_PEER, CLOSE_STALE, CLOSE_TIMEOUT
@@ -41,6 +42,9 @@ cdef double EWMA_SHARE = 0.1     # of the newest answer in an endpoint's latency
 
 cdef void dispatch(Worker *w, Exchange *x) noexcept nogil:
     """Take a connection for a request whose head is in x.replay."""
+    if deadline_over(w, x):
+        exchange_fail(w, x, R_DEADLINE, False)
+        return
     dispatched(w, x, attempt_take(w, x))
 
 
@@ -87,16 +91,13 @@ cdef bint attempt_again(Worker *w, Exchange *x, int reason) noexcept nogil:
 
 cdef void send_replay(Worker *w, Exchange *x) noexcept nogil:
     """The connection is up: send the kept head, and body bytes that wait."""
-    cdef Buf *b = x.replay.head
     cdef Conn *c = x.client
     cdef size_t used = 0
     cdef int rc
     out_reset(&w.out)
     if x.upstream.proxy_protocol and not x.reused and x.up.tls.ssl == NULL:
         proxy_write(c, &w.out, x.upstream.proxy_protocol)
-    while b != NULL:
-        out_add(&w.out, buf_bytes(b), b.len)
-        b = b.next
+    request_out(w, x, &w.out)
     if x.request_body == REQ_STREAM and c.input != NULL and not x.expects_continue:
         rc = body_request(w, x, buf_bytes(c.input), c.input.len, &w.out, &used)
         if rc == RC_FAIL:
@@ -123,7 +124,7 @@ cdef void sent(Worker *w, Exchange *x) noexcept nogil:
     """The request head is with the kernel (or in the connection's queue)."""
     exchange_move(w, x, X_SENT)
     x.bytes_sent = 1
-    conn_arm(w, x.up, w.now_ms + x.route.response_ms)
+    conn_arm(w, x.up, answer_due(w, x, x.route.response_ms, False))
     if x.expects_continue:
         x.expects_continue = 0
         if x.client.input == NULL:
@@ -187,7 +188,7 @@ cdef int request_splice(Worker *w, Exchange *x) noexcept nogil:
         client_left(w, x)
         return RC_FAIL
     if x.phase == X_SENT and moved.taken:
-        conn_arm(w, u, w.now_ms + (x.upstream.write_ms if u.output.bytes else x.route.response_ms))
+        conn_arm(w, u, answer_due(w, x, x.upstream.write_ms if u.output.bytes else x.route.response_ms, True))
     return RC_OK
 
 
@@ -234,7 +235,7 @@ cdef void request_pump(Worker *w, Exchange *x) noexcept nogil:
             write_failed(w, x)
             return
         if x.phase == X_SENT:
-            conn_arm(w, x.up, w.now_ms + (x.upstream.write_ms if x.up.output.bytes else x.route.response_ms))
+            conn_arm(w, x.up, answer_due(w, x, x.upstream.write_ms if x.up.output.bytes else x.route.response_ms, True))
     if x.request_body == REQ_STREAM and c.output.bytes == 0:
         if x.body_look_ms == 0:
             x.body_look_ms = body_due(w, x)

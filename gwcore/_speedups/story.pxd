@@ -58,6 +58,8 @@ cdef struct Exchange:
     uint64_t start_us
     uint64_t queued_us
     uint64_t queue_deadline_ms   # set when it first waited
+    uint64_t deadline_ms     # the head of an answer must be there by then, whatever is tried meanwhile; 0 = no such limit
+    uint64_t try_due_ms      # the same of the present attempt
     uint64_t connect_us      # start of the present connect
     uint64_t connected_us
     uint64_t first_byte_us
@@ -76,6 +78,8 @@ cdef struct Exchange:
     uint64_t body_mark_ms
     uint64_t body_look_ms    # when the timer looks next: bytes that come do not put it off
     uint64_t body_base       # body_seen at body_since_ms, from where the rate is measured
+    uint32_t head_at         # of replay: bytes of the head before the lines that each attempt has of its own
+    uint32_t head_skip       # bytes of those lines as they were kept
     uint32_t queue_us
     uint32_t connecting_us
     uint16_t status
@@ -102,3 +106,12 @@ cdef struct Exchange:
     uint8_t te_trailers
     uint8_t upgrade          # number + 1 of the route's token that the client asked for
     uint8_t tier
+    uint8_t hop              # number that a trusted gateway before us gave its attempt; 1 = the first, or nobody said
+    uint8_t retries          # attempts after the first that were charged to the budget
+
+cdef inline uint64_t by_deadline(const Exchange *x, uint64_t due_ms) noexcept nogil:
+    """A time limit, or the deadline if that is sooner."""
+    return x.deadline_ms if x.deadline_ms and x.deadline_ms < due_ms else due_ms
+
+cdef inline bint deadline_over(const Worker *w, const Exchange *x) noexcept nogil:
+    return x.deadline_ms != 0 and w.now_ms >= x.deadline_ms

@@ -60,6 +60,7 @@ cdef struct Upstream:
     uint32_t proxy_protocol
     uint32_t slow_start_ms
     uint32_t connect_retries
+    uint32_t per_try_ms      # 0 = no limit of its own
     uint32_t weight_sum
     uint32_t next_robin
     bint gone

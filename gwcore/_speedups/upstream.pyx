@@ -262,6 +262,7 @@ cdef bint upstream_update(Worker *w, Upstream *u, const PlanHead *p, const Upstr
     u.proxy_protocol = spec.proxy_protocol
     u.slow_start_ms = spec.slow_start_ms
     u.connect_retries = spec.connect_retries
+    u.per_try_ms = spec.per_try_ms
     u.gone = False
     return True
 

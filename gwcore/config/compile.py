@@ -213,6 +213,7 @@ class _Compiler(Writer):
                     "template_": int(u.pool.granularity == "template"),
                     "principal": self.text(u.pool.principal.lower()),
                     "stale_retry": int("stale" in u.retry.on),
+                    "per_try_ms": _ms(u.retry.per_try),
                     "connect_retries": u.retry.attempts if "connect" in u.retry.on else 0,
                 }
             )
@@ -281,6 +282,7 @@ class _Compiler(Writer):
             "client_write_ms": pick(r.timeouts.client_write, c.timeouts.client_write),
             "response_ms": pick(r.timeouts.response, up.timeouts.response if up else 0),
             "idle_ms": pick(r.timeouts.idle, up.timeouts.idle if up else 0),
+            "deadline_ms": _ms(r.deadline),
             "tunnel_idle_ms": pick(r.timeouts.tunnel_idle, c.timeouts.tunnel_idle),
             "body_min_rate": c.limits.body_min_rate if r.limits.body_min_rate is None else r.limits.body_min_rate,
             "buffer_high": c.buffers.high,
@@ -353,6 +355,7 @@ class _Compiler(Writer):
         c = self.config
         lim, t = c.limits, c.timeouts
         total = memory_limit() // 4 // self.workers if c.buffers.total == "auto" else int(c.buffers.total)
+        deadline = "" if c.deadline.header == "off" else c.deadline.header
         id_header = "" if c.request_id.header == "off" else c.request_id.header
         return self.b.finish(
             {
@@ -373,6 +376,8 @@ class _Compiler(Writer):
                 "id_header": self.text(id_header.lower()),
                 "id_line": self.text(f"{id_header}: ") if id_header else NO_STR,
                 "server_line": self.text("Server: gwcore\r\n"),
+                "deadline_name": self.text(deadline.lower()),
+                "deadline_line": self.text(f"{deadline}: ") if deadline else NO_STR,
                 "via": VIA[c.via.on],
                 "header_ms": _ms(t.header),
                 "tls_handshake_ms": _ms(t.tls_handshake),

@@ -198,6 +198,9 @@ class Route(Model):
     trailers: bool = False
     """Pass trailer fields on: of requests, and of answers when the client sent `TE: trailers`. Framing, routing and control fields are
     dropped from them."""
+    deadline: Duration = 0.0
+    """From the request to the head of its answer, with all that lies between: waiting, connecting, retries; then 504 `deadline`.
+    `off` = only what a trusted proxy says (`deadline.header`)."""
     timeouts: RouteTimeouts = RouteTimeouts()
     """Overrides for this route."""
     limits: RouteLimits = RouteLimits()

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model_validator
 
-from gwcore.config.base import TOKEN, Address, Model, split_address
+from gwcore.config.base import FRAMING, TOKEN, Address, Model, split_address
 from gwcore.config.certs import Material
 from gwcore.config.routes import Route
 from gwcore.config.tls import ListenerTls, Redis, Tls
@@ -19,6 +19,9 @@ from gwcore.config.upstreams import Upstream
 
 def _switch(value: Any) -> Any:
     return {"on": True, "off": False}.get(value, value) if isinstance(value, str) else value
+
+
+HeaderOrOff = Annotated[str, BeforeValidator(lambda v: "off" if v is False else v, json_schema_input_type=str)]
 
 
 class Listener(Model):
@@ -166,8 +169,21 @@ class Via(Model):
 
 
 class RequestId(Model):
-    header: str = "X-Request-ID"
+    header: HeaderOrOff = "X-Request-ID"
     """Taken from trusted proxies, else made; `off` sends none."""
+
+
+class Deadline(Model):
+    header: HeaderOrOff = "X-Request-Timeout-Ms"
+    """Field in which a trusted proxy says how many milliseconds are left for a request; the upstream is told what is left by then.
+    `off` = none is read, and none sent."""
+
+    @field_validator("header")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not TOKEN.fullmatch(value) or value.lower() in FRAMING:
+            raise ValueError(f"{value!r} is not the name of a header that could tell a deadline; write off to have none")
+        return value
 
 
 class Headers(Model):
@@ -208,6 +224,8 @@ class Config(Model):
     """The Via field."""
     request_id: RequestId = RequestId()
     """The request id field."""
+    deadline: Deadline = Deadline()
+    """Deadlines that travel with a request; a route sets its own with `deadline`."""
     headers: Headers = Headers()
     """Treatment of client fields."""
 

@@ -87,6 +87,9 @@ class Retry(Model):
     """Extra attempts after one that could not connect."""
     on: list[Literal["connect", "stale"]] = ["connect", "stale"]
     """connect: no connection came about. stale: a reused connection closed before a byte of the answer came."""
+    per_try: Duration = 0.0
+    """Most time for one attempt, from its beginning to the response head; while the client sends its body it does not run. `off` = only
+    what `timeouts` of the upstream say."""
 
 
 class Upstream(Model):
