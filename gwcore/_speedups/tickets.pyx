@@ -1,13 +1,13 @@
 """Session tickets (RFC 5077, RFC 8446 4.6.1) under keys that the supervisor rotates and every worker, and every machine of a fleet, may share.
-One key issues, all of them open; a ticket of a key that issues no more is renewed. AES-256-CBC with HMAC-SHA256, as RFC 5077 section 4
-recommends. The ring is read under a sequence lock: a worker never waits for the supervisor."""
+One key issues, all of them open; a ticket of a key that issues no more is renewed, and so is every ticket of TLS 1.3. AES-256-CBC with
+HMAC-SHA256, as RFC 5077 section 4 recommends. The ring is read under a sequence lock: a worker never waits for the supervisor."""
 from libc.stdint cimport uint64_t
 from libc.string cimport memcmp, memcpy
 
 from gwcore._speedups.copenssl cimport (
     EVP_CIPHER_CTX, EVP_DecryptInit_ex, EVP_EncryptInit_ex, EVP_MAC_CTX, EVP_MAC_CTX_set_params, EVP_aes_256_cbc, OPENSSL_cleanse,
     OSSL_MAC_PARAM_DIGEST, OSSL_MAC_PARAM_KEY, OSSL_PARAM, OSSL_PARAM_construct_end, OSSL_PARAM_construct_octet_string,
-    OSSL_PARAM_construct_utf8_string, RAND_bytes, SSL, SSL_CTX, SSL_CTX_set_tlsext_ticket_key_evp_cb,
+    OSSL_PARAM_construct_utf8_string, RAND_bytes, SSL, SSL_CTX, SSL_CTX_set_tlsext_ticket_key_evp_cb, SSL_version, TLS1_3_VERSION,
 )
 from gwcore._speedups.shm cimport TicketKey, TicketRing
 from gwcore._speedups.tls cimport tls_of
@@ -68,8 +68,8 @@ cdef int on_ticket(SSL *ssl, unsigned char *name, unsigned char *iv, EVP_CIPHER_
         gw_count(&shared.cell.ticket_uses[place & 255])
     if not rc or EVP_MAC_CTX_set_params(mac, params) != 1:
         rc = -1
-    elif not issue and not place & 256:
-        rc = 2                                           # good, but make a new one
+    elif not issue and (not place & 256 or SSL_version(ssl) == TLS1_3_VERSION):
+        rc = 2                                           # good, but make a new one: clients use one of TLS 1.3 once (RFC 8446 C.4)
     OPENSSL_cleanse(&key, sizeof(key))
     return rc
 

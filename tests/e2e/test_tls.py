@@ -268,6 +268,22 @@ def test_sessions_are_resumed_but_never_across_names(gateway, tmp_path, version)
     assert not visit("c.test", session)[0]
 
 
+@pytest.mark.parametrize("version", ["1.2", "1.3"])
+def test_a_resumed_session_brings_the_ticket_for_the_next(gateway, version):
+    """With TLS 1.3, whose clients use a ticket once: without a new one every second visit was a full handshake."""
+    p = gateway()
+    c = client_context(version=version)
+    session, reused = None, []
+    for _ in range(4):
+        with secure(p.connect(), "a.test", c, **({"session": session} if session else {})) as s:
+            s.sendall(b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n")
+            assert read_reply(s).status == 200
+            session = s.session
+            reused.append(bool(s.session_reused))
+    assert reused == [False, True, True, True]
+    assert p.segment.tls_figures()["tickets_issued"] == (4 if version == "1.3" else 1)
+
+
 def test_client_certificates(gateway, tmp_path):
     ca = tmp_path / "ca.pem"
     CA.cert_pem.write_to_path(ca)
