@@ -25,6 +25,7 @@ from bench.load.common import Server, far_socket, free_port, gwcore, need, pin, 
 from bench.load.openloop import openloop
 
 PER_ADDRESS = 500
+HEADER_S = 10.0  # timeouts.header: opened evenly over it, so many are refused, and come again, in each second
 SLICES = 200  # of the second in which each connection gets its byte
 BEGIN = b"GET /json HTTP/1.1\r\nHost: a\r\n"
 REST = b"X-Slow: 1\r\n"
@@ -55,10 +56,11 @@ def attack(port: int, n: int) -> None:
         ep.register(fd, select.EPOLLIN | select.EPOLLRDHUP)
 
     ep.register(0, select.EPOLLIN)
+    start = time.monotonic()
     for k in range(n):
         open_(k, k % SLICES)
         if k % 20 == 0:
-            time.sleep(0.002)
+            time.sleep(max(start + HEADER_S * k / n - time.monotonic(), 0))
     print("connected", flush=True)
     begin, turn, opened = time.monotonic(), 0, n
     while True:
@@ -119,7 +121,7 @@ def main() -> None:
             for kind in ("quiet", "attacked"):
                 attacker = Attack(port, args.connections) if kind == "attacked" else None
                 if attacker:
-                    time.sleep(9)  # until the first are refused
+                    time.sleep(1)  # the first are refused
                 for past, to in (("", port), (", past the gateway", upstream)):
                     r = openloop(f"http://127.0.0.1:{to}/json", args.rate, 64, args.seconds)
                     r["held"] = status(command)["workers"][0]["connections"]
