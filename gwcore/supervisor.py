@@ -64,6 +64,7 @@ class Supervisor:
         from gwcore.admin.figures import Opens
         from gwcore.certwatch import CertWatch
         from gwcore.discovery import Discovery
+        from gwcore.health import HealthChecks
         from gwcore.sockets import Listeners
         from gwcore.tickets import TicketKeys
 
@@ -75,6 +76,7 @@ class Supervisor:
         self.tickets = TicketKeys(self.segment, say)
         self.certs = CertWatch(lambda: self.config, self.use_addresses, say)
         self.discovery = Discovery(lambda: self.start_task(self.use_addresses()), say)
+        self.health = HealthChecks(self.segment, self.discovery.addresses, say)
         self.admin: Admin | None = None
         self.versions = 0
         self.started = time.time()
@@ -107,7 +109,7 @@ class Supervisor:
         """Start, serve until the end; returns the exit status. SetupError when something needed cannot be had."""
         legacy = upgrade.receive()
         self.inherit(legacy)
-        await self.tickets.begin(self.config, upgrade.secrets(legacy))
+        await self.tickets.begin(self.config, upgrade.read(legacy.secrets))
         log_fd = open_log(self.config.access_log)
         self.open_sockets(self.config)
         self.listeners.listen(self.config.listeners)
@@ -121,6 +123,8 @@ class Supervisor:
         ):
             self.loop.add_signal_handler(s, action)
         await self.discovery.learn(self.config)
+        self.health.adopt(upgrade.read(legacy.health))
+        self.health.use(self.config)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())  # an upgrade blocks them on its way here
         self.crew.start(self.compile(self.config), self.addresses, self.commit_words(), log_fd)
         self.loop.call_later(WATCH_S, self.watch)
@@ -128,6 +132,7 @@ class Supervisor:
         self.balance()
         self.look_at_certificates()
         status = await self.done
+        self.health.stop()
         self.discovery.stop()
         await self.tickets.stop()
         if self.admin:
@@ -285,6 +290,7 @@ class Supervisor:
         if (before.tls.tickets, before.redis) != (self.config.tls.tickets, self.config.redis):
             self.start_task(self.tickets.use(self.config))
         self.discovery.keep(self.config)
+        self.health.use(self.config)
         self.listeners.close(self.listeners.sockets.keys() - set(self.addresses))
         self.crew.commit(plan, self.addresses, self.commit_words())
         if log_fd is not None:
@@ -303,6 +309,7 @@ class Supervisor:
                 os.close(plan.fd)
                 say("cannot use new addresses or certificates: " + "; ".join(errors))
                 return
+            self.health.use(self.config)
             self.crew.commit(plan, self.addresses, self.commit_words())
 
     async def move_admin(self, old: str) -> None:
@@ -384,7 +391,8 @@ class Supervisor:
         legacy = upgrade.Legacy(
             self.listeners.numbers(), self.admin_sockets.numbers(), self.crew.legacy(), self.started, self.upgrades + 1
         )
-        upgrade.leave_secrets(legacy, self.tickets.legacy())
+        legacy.secrets = upgrade.leave(self.tickets.legacy())
+        legacy.health = upgrade.leave(self.health.legacy())
         try:
             upgrade.become(legacy, self.arguments)
         except OSError as why:

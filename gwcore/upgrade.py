@@ -35,22 +35,27 @@ class Legacy:
     upgrades: int = 0
     secrets: int = -1
     """A memfd with keys of session tickets; -1 = none."""
+    health: int = -1
+    """A memfd with the verdicts of health checks; -1 = none."""
 
 
-def leave_secrets(legacy: Legacy, text: bytes) -> None:
-    """Hand over what must not stand in the environment."""
-    if text:
-        legacy.secrets = os.memfd_create("gwcore-secrets", os.MFD_CLOEXEC)
-        os.write(legacy.secrets, text)
+def leave(text: bytes) -> int:
+    """Hand over what is too secret or too long for the environment: a memfd, -1 for nothing."""
+    if not text:
+        return -1
+    fd = os.memfd_create("gwcore-legacy", os.MFD_CLOEXEC)
+    view = memoryview(text)
+    while view:
+        view = view[os.write(fd, view) :]
+    return fd
 
 
-def secrets(legacy: Legacy) -> bytes:
-    """What the program before us left by leave_secrets; it is gone afterwards."""
-    if legacy.secrets < 0:
+def read(fd: int) -> bytes:
+    """What the program before us left by `leave`; it is gone afterwards."""
+    if fd < 0:
         return b""
-    os.lseek(legacy.secrets, 0, os.SEEK_SET)
-    with os.fdopen(legacy.secrets, "rb") as f:
-        legacy.secrets = -1
+    os.lseek(fd, 0, os.SEEK_SET)
+    with os.fdopen(fd, "rb") as f:
         return f.read()
 
 
@@ -81,8 +86,7 @@ def become(legacy: Legacy, arguments: list[str]) -> None:
     Signals that come before the new program has its handlers wait; without that a SIGHUP in between would end the process.
     """
     inherited = {*legacy.elders, *(fd for fds in [*legacy.listeners.values(), *legacy.admin.values()] for fd in fds)}
-    if legacy.secrets >= 0:
-        inherited.add(legacy.secrets)
+    inherited |= {fd for fd in (legacy.secrets, legacy.health) if fd >= 0}
     for fd in inherited:
         os.set_inheritable(fd, True)
     os.environ[VARIABLE] = json.dumps(asdict(legacy))

@@ -11,7 +11,7 @@ from gwcore._speedups.reasons cimport R_DNS_FAILED, R_NO_ENDPOINT, R_QUEUE_FULL
 from gwcore._speedups.slab cimport slab_at
 from gwcore._speedups.story cimport Exchange, by_deadline
 from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL, RC_OK, link_drop, link_empty, link_push
-from gwcore._speedups.upstream cimport Endpoint, Upstream, balance_pick, endpoint_short, endpoint_takes
+from gwcore._speedups.upstream cimport Endpoint, Upstream, balance_pick, endpoint_drained, endpoint_short, endpoint_takes
 from gwcore.pool cimport (
     CLOSE_ABORTED, CLOSE_EVICTED, POOL_CONNECT, POOL_EVICT, POOL_FULL, PoolCore, PoolItem, Waiter, pool_acquire, pool_ask, pool_at_cap,
     pool_has_place, pool_pressed, pool_unask, waiters_drop, waiters_push,
@@ -185,7 +185,7 @@ cdef int attempt_take(Worker *w, Exchange *x) noexcept nogil:
     if e == NULL:
         permit_cancel(w, x)
         for i in range(u.n):
-            if u.endpoints[i].weight:
+            if u.endpoints[i].weight and not endpoint_drained(u.endpoints[i]):
                 named += 1
                 usable += u.endpoints[i].sockaddr_len != 0
         if usable == 0:

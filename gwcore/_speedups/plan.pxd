@@ -110,6 +110,7 @@ cdef struct UpstreamSpec:
     uint32_t per_try_ms
     uint32_t proxy_protocol  # version of the PROXY header that new connections begin with; 0 = none
     uint32_t slow_start_ms
+    uint32_t panic_pct       # fewer sound endpoints than this share, and nothing is held against them
     uint32_t template_       # pool.granularity: template
     uint32_t tls             # index of PlanHead.clients + 1; 0 = plain
     uint32_t tls_ms

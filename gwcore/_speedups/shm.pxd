@@ -13,6 +13,12 @@ cdef enum:
     CLIENT_ROWS = 4
     CLIENT_CELLS = 32768
 
+cdef enum EndpointHealth:    # what active checks say
+    HEALTH_UNKNOWN           # not checked, or no verdict yet
+    HEALTH_UP
+    HEALTH_DOWN
+    HEALTH_BACK              # up again after it was down: begins with a part of its weight
+
 cdef struct RouteCell:
     uint64_t requests[6]     # by class: none (nobody answered), 1xx .. 5xx
     uint64_t bytes_in
@@ -126,6 +132,8 @@ cdef struct Segment_:
     uint32_t unused
     uint64_t seed            # of hashes that strangers must not foresee
     EndpointCell endpoints[2048]
+    uint32_t down[256]       # by upstream: how many of its endpoints have HEALTH_DOWN
+    uint64_t health[2048]    # by endpoint, written by the supervisor: since when (ms of CLOCK_MONOTONIC) << 3 | drained << 2 | EndpointHealth
     TicketRing tickets
     uint64_t store_off       # of the store of sessions
 
@@ -146,7 +154,11 @@ cdef extern from * nogil:
     #define gw_atomic_add(p, v) __atomic_add_fetch((p), (v), __ATOMIC_RELAXED)
     #define gw_atomic_load(p) __atomic_load_n((p), __ATOMIC_RELAXED)
     #define gw_atomic_store(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
+    #define gw_atomic_load64(p) __atomic_load_n((p), __ATOMIC_RELAXED)
+    #define gw_atomic_store64(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
     """
     uint32_t gw_atomic_add(uint32_t *p, int v)
     uint32_t gw_atomic_load(const uint32_t *p)
     void gw_atomic_store(uint32_t *p, uint32_t v)
+    uint64_t gw_atomic_load64(const uint64_t *p)
+    void gw_atomic_store64(uint64_t *p, uint64_t v)

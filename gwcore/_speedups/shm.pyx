@@ -13,6 +13,7 @@ from gwcore._speedups.sys cimport MAP_FAILED, MAP_NORESERVE, MAP_SHARED, PROT_RE
 
 LIMITS = {"route": ROUTE_CELLS, "upstream": UPSTREAM_CELLS, "endpoint": ENDPOINT_CELLS}
 CLOSE_WORDS = ("idle", "max_requests", "max_age", "peer", "error", "stale", "evicted", "drain", "timeout", "aborted", "tunnel")
+HEALTH_WORDS = ("unknown", "up", "down", "back")         # EndpointHealth
 MAGIC = 0x73637767
 TICKET_KEY_BYTES = sizeof(TicketKey)
 GROUP_WORDS = ("X25519", "P-256", "P-384", "X25519MLKEM768", "none", "other")
@@ -99,6 +100,31 @@ cdef class Segment:
                 return LIMITS[kind] - 1
             known[name] = len(known)
         return known[name]
+
+    def set_health(self, endpoint: int, state: str, since_ms: int = 0, drained: bool = False) -> bool:
+        """What checks say of the endpoint of that slot: a word of HEALTH_WORDS, since when (CLOCK_MONOTONIC), and whether an operator has
+        taken it out. False for the slot that several endpoints share, which stays unknown."""
+        if not 0 <= endpoint < ENDPOINT_CELLS:
+            raise IndexError(endpoint)
+        if endpoint == ENDPOINT_CELLS - 1:
+            return False
+        gw_atomic_store64(&self.mem.health[endpoint], <uint64_t>since_ms << 3 | <uint64_t>bool(drained) << 2 | <uint64_t>HEALTH_WORDS.index(state))
+        return True
+
+    def set_down(self, upstream: int, n: int) -> None:
+        """How many endpoints of the upstream of that slot are down: workers look at each one's word only where there are some."""
+        if not 0 <= upstream < UPSTREAM_CELLS:
+            raise IndexError(upstream)
+        if upstream < UPSTREAM_CELLS - 1:
+            gw_atomic_store(&self.mem.down[upstream], n)
+
+    def health(self, endpoint: int) -> tuple[str, int, bool]:
+        """State, since_ms and drained of an endpoint, as workers read them."""
+        cdef uint64_t word
+        if not 0 <= endpoint < ENDPOINT_CELLS:
+            raise IndexError(endpoint)
+        word = gw_atomic_load64(&self.mem.health[endpoint])
+        return HEALTH_WORDS[word & 3], word >> 3, bool(word & 4)
 
     def set_tickets(self, current: int, keys: dict[int, bytes]) -> None:
         """The ring of session ticket keys: TICKET_KEY_BYTES (name, AES key, MAC key) each by place, of which `current` issues. Workers see all of it or nothing."""

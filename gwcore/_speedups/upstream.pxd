@@ -1,6 +1,6 @@
 # Level 4. What a worker keeps of an upstream between plans: endpoints with their pools, the queue, the balancer's state.
 from gwcore._speedups.plan cimport EndpointSpec, PlanHead, UpstreamSpec
-from gwcore._speedups.shm cimport UpstreamCell
+from gwcore._speedups.shm cimport HEALTH_DOWN, UpstreamCell, gw_atomic_load64
 from gwcore._speedups.conn cimport Conn, Worker
 from gwcore._speedups.copenssl cimport SSL_CTX
 from gwcore._speedups.tlsclient cimport Sessions
@@ -34,6 +34,7 @@ cdef struct Endpoint:
     double spread            # smooth weighted round robin: current weight
     double ewma_ms
     uint64_t since_ms        # when it joined others; 0 = it was there from the beginning
+    const uint64_t *health   # of the segment: what active checks say, whether it is drained
     bint gone                # not in the current plan any more; freed when its pool is empty
     Endpoint *next_gone
 
@@ -61,6 +62,8 @@ cdef struct Upstream:
     uint32_t slow_start_ms
     uint32_t connect_retries
     uint32_t per_try_ms      # 0 = no limit of its own
+    uint32_t panic_pct
+    const uint32_t *down     # of the segment: how many of its endpoints active checks hold down
     uint32_t weight_sum
     uint32_t next_robin
     bint gone
@@ -71,7 +74,16 @@ cdef bint upstream_update(Worker *w, Upstream *u, const PlanHead *p, const Upstr
 cdef void endpoint_free(Endpoint *e) noexcept nogil
 cdef void upstream_free(Upstream *u) noexcept nogil
 cdef bint endpoint_takes(Worker *w, const Upstream *u, const Endpoint *e) noexcept nogil
+cdef void upstream_survey(Worker *w, Upstream *u) noexcept nogil
 cdef bint endpoint_usable(Worker *w, const Upstream *u, const Endpoint *e) noexcept nogil
+
+cdef inline bint endpoint_down(const Endpoint *e) noexcept nogil:
+    """Do active checks say that it is down?"""
+    return gw_atomic_load64(e.health) & 3 == HEALTH_DOWN
+
+cdef inline bint endpoint_drained(const Endpoint *e) noexcept nogil:
+    """Has an operator taken it out?"""
+    return gw_atomic_load64(e.health) & 4 != 0
 
 cdef inline bint endpoint_short(const Endpoint *e) noexcept nogil:
     """Are fewer connections warm than pool.min_idle wants?"""

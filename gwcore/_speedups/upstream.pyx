@@ -8,6 +8,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
 from gwcore._speedups.conn cimport Worker, random_next
+from gwcore._speedups.shm cimport HEALTH_BACK, gw_atomic_load, gw_atomic_load64
 from gwcore._speedups.plan cimport (
     BALANCE_EWMA, BALANCE_HASH, BALANCE_RANDOM, BALANCE_ROUND_ROBIN, EndpointSpec, PlanHead, UpstreamSpec, Str, hash_bytes, plan_endpoint, plan_text,
 )
@@ -17,22 +18,46 @@ from gwcore._speedups.types cimport link_init, size_t
 from gwcore.pool cimport pool_free, pool_has_place, pool_init, pool_templates, waiters_init
 
 
+cdef bint endpoint_sound(Worker *w, const Upstream *u, const Endpoint *e) noexcept nogil:
+    """Is nothing held against it?"""
+    return not endpoint_down(e)
+
+
 cdef bint endpoint_usable(Worker *w, const Upstream *u, const Endpoint *e) noexcept nogil:
-    """Is nothing held against it? The one place where that is decided. In panic nothing is."""
-    return True
+    """The one place where it is decided whether an endpoint may be chosen. In panic what is held against them counts no more."""
+    return u.panic or gw_atomic_load(u.down) == 0 or endpoint_sound(w, u, e)
+
+
+cdef void upstream_survey(Worker *w, Upstream *u) noexcept nogil:
+    """Panic: fewer than health.panic of the endpoints are sound, or none. Then all are asked, for the few that are left would drown."""
+    cdef const Endpoint *e
+    cdef uint32_t i, all = 0, sound = 0
+    u.panic = False
+    if gw_atomic_load(u.down) == 0:
+        return
+    for i in range(u.n):
+        e = u.endpoints[i]
+        if e.weight and e.sockaddr_len and not endpoint_drained(e):
+            all += 1
+            sound += endpoint_sound(w, u, e)
+    u.panic = sound == 0 or sound * 100 < all * u.panic_pct
 
 
 cdef bint endpoint_takes(Worker *w, const Upstream *u, const Endpoint *e) noexcept nogil:
     """May it take one more request now: usable, with an idle connection or a place for a new one?"""
-    if e.weight == 0 or e.sockaddr_len == 0 or not endpoint_usable(w, u, e):
+    if e.weight == 0 or e.sockaddr_len == 0 or endpoint_drained(e) or not endpoint_usable(w, u, e):
         return False
     return e.pool.n_idle or pool_has_place(&e.pool)
 
 
 cdef uint32_t weight_of(const Upstream *u, const Endpoint *e, uint64_t now_ms) noexcept nogil:
-    """In thousandths. An endpoint that came while others served begins with a tenth of its weight and has all of it after slow_start."""
-    cdef uint64_t age = now_ms - e.since_ms
-    if e.since_ms == 0 or age >= u.slow_start_ms:
+    """In thousandths. An endpoint that came while others served, or is up again, begins with a tenth of its weight and has all of it after
+    slow_start."""
+    cdef uint64_t word = gw_atomic_load64(e.health), since = e.since_ms, age
+    if word & 3 == HEALTH_BACK and word >> 3 > since:
+        since = word >> 3
+    age = now_ms - since if now_ms > since else 0            # the supervisor's clock may have been read later
+    if since == 0 or age >= u.slow_start_ms:
         return e.weight * 1000
     return e.weight * <uint32_t>(100 + 900 * age // u.slow_start_ms)
 
@@ -119,6 +144,7 @@ cdef Endpoint *balance_pick(Worker *w, Upstream *u, uint64_t hash, const Endpoin
     """An endpoint with room, other than avoid unless it is the only one; NULL when none has room."""
     cdef Endpoint *a
     cdef Endpoint *b
+    upstream_survey(w, u)
     if u.n == 1:
         return u.endpoints[0] if endpoint_takes(w, u, u.endpoints[0]) else NULL
     if u.balance == BALANCE_ROUND_ROBIN:
@@ -172,6 +198,7 @@ cdef void endpoint_update(Worker *w, Endpoint *e, const PlanHead *p, const Upstr
     e.pool.draining = 0
     if u.template_ and not pool_templates(&e.pool):
         e.pool.max_idle = 0                           # no memory for templates: then no reuse
+    e.health = &w.segment.health[spec.slot]
     e.pool.shared_open = &w.segment.endpoints[spec.slot].open
     e.pool.own_open = &w.lane.endpoint_open[spec.slot]
     e.pool.worker = w.number + 1
@@ -249,6 +276,8 @@ cdef bint upstream_update(Worker *w, Upstream *u, const PlanHead *p, const Upstr
         u.weight_sum = 1
     u.slot = spec.slot
     u.cell = &w.lane.upstreams[spec.slot]
+    u.down = &w.segment.down[spec.slot]
+    u.panic_pct = spec.panic_pct
     u.balance = spec.balance
     u.hash_by = spec.hash_by
     u.hash_bound_pct = spec.hash_bound_pct

@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 import gwcore
+from gwcore.admin.endpoints import endpoints
 from gwcore.admin.figures import connection_figures, memory_by_kind
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ class SegmentCollector(Collector):
         most = s.config.metrics.max_series // 2  # routes and upstreams share it by halves
         yield from _routes(fold(snap["routes"], most))
         yield from _upstreams(fold(snap["upstreams"], most), s.opens.per_second())
+        yield from _endpoints(endpoints(s), most)
 
 
 def _family(name: str, text: str, label: str, values: dict[str, int]) -> CounterMetricFamily:
@@ -192,6 +194,21 @@ def _upstreams(upstreams: dict[str, Any], opens: dict[str, float]) -> Iterable[A
         _histogram(seconds, upstream, u["seconds"])
     yield closed
     yield seconds
+
+
+def _endpoints(upstreams: dict[str, Any], max_series: int) -> Iterable[Any]:
+    labels = ["upstream", "endpoint"]
+    up = GaugeMetricFamily("gwcore_endpoint_up", "1 while the endpoint may get requests; why not is in /status", labels=labels)
+    checks = CounterMetricFamily(
+        "gwcore_endpoint_checks_total", "Active checks of the endpoint, by result", labels=[*labels, "result"]
+    )
+    rows = [(upstream, name, e) for upstream, found in upstreams.items() for name, e in found.items()]
+    for upstream, name, e in rows[: max_series // 3]:
+        up.add_metric([upstream, name], e["state"] == "up")
+        checks.add_metric([upstream, name, "passed"], e["checks"] - e["failures"])
+        checks.add_metric([upstream, name, "failed"], e["failures"])
+    yield up
+    yield checks
 
 
 def _histogram(family: HistogramMetricFamily, label: str, h: dict[str, Any]) -> None:

@@ -58,6 +58,20 @@ def build_app(s: Supervisor) -> Starlette:
         s.segment.forget_sessions()
         return JSONResponse({"ok": True})
 
+    def drain(out: bool) -> Handler:
+        async def handler(request: Request) -> Response:
+            if from_a_page(request):
+                return PlainTextResponse("a page in a browser may not drain endpoints\n", 403)
+            upstream, endpoint = request.query_params.get("upstream", ""), request.query_params.get("endpoint", "")
+            if s.health.drain(upstream, endpoint, out):
+                return JSONResponse({"ok": True})
+            return PlainTextResponse(
+                f"there is no endpoint {endpoint!r} in an upstream {upstream!r}; name both as /status does: ?upstream=…&endpoint=…\n",
+                404,
+            )
+
+        return handler
+
     async def reload(request: Request) -> Response:
         if from_a_page(request):
             return PlainTextResponse("a page in a browser may not reload the gateway\n", 403)
@@ -71,6 +85,8 @@ def build_app(s: Supervisor) -> Starlette:
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/sessions/forget", guarded(forget), methods=["POST"]),
+            Route("/endpoints/drain", guarded(drain(True)), methods=["POST"]),
+            Route("/endpoints/undrain", guarded(drain(False)), methods=["POST"]),
             Route("/reload", guarded(reload), methods=["POST"]),
         ]
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import gwcore
 from gwcore._speedups.plane import sizes
+from gwcore.admin.endpoints import endpoints
 from gwcore.admin.figures import connection_figures, memory_by_kind
 
 if TYPE_CHECKING:
@@ -51,4 +52,5 @@ def build(s: Supervisor) -> dict[str, Any]:
         "reasons": snapshot["reasons"],
         "routes": snapshot["routes"],
         "upstreams": snapshot["upstreams"],
+        "endpoints": endpoints(s),
     }

@@ -7,20 +7,19 @@ import ipaddress
 import os
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from gwcore._speedups.fields import METHOD_NAMES
 from gwcore._speedups.plan import PlanBuilder, key_hash
-from gwcore.config.base import interleaved, is_ip, split_address
+from gwcore.config.base import interleaved
 from gwcore.config.compile_tls import TlsWriter
+from gwcore.config.places import Addresses, Place, places
 from gwcore.config.routes import Route, Target
 from gwcore.config.schema import Config
 from gwcore.config.tables import NO_ARRAY, NO_STR, Writer, open_table
-from gwcore.config.upstreams import Endpoint, Upstream
-
-Addresses = Callable[[str], Sequence[str]]  # of a host name
+from gwcore.config.upstreams import Upstream
 
 METHOD_BIT = {name: 1 << i for i, name in enumerate(METHOD_NAMES)}
 EXACT, PREFIX, REGEX = 0, 1, 2
@@ -145,45 +144,27 @@ class _Compiler(Writer):
             ],
         )
 
-    def endpoint(self, upstream: str, number: int, e: Endpoint, u: Upstream, identity: bytes) -> list[dict[str, Any]]:
-        """The endpoints of one entry: as many as its name has addresses of the family that comes first, each with one of the other family
-        as another way to the same host; or one that cannot be reached when it has none."""
-        host, port = split_address(e.address)
-        places: list[tuple[str, bytes, str, bytes]]  # name, sockaddr, path of a unix socket, sockaddr of the other family
-        named = bool(port) and not is_ip(host)
-        if not port:
-            places = [(e.address, b"", host, b"")]
-        elif not named:
-            places = [(e.address, _sockaddr(host, port), "", b"")]
-        else:
-            found = self.addresses(host)
-            first = [ip for ip in found if (":" in ip) == (":" in found[0])]
-            other = [_sockaddr(ip, port) for ip in found if ip not in first] or [b""]
-            places = [(f"{e.address} ({ip})", _sockaddr(ip, port), "", other[i % len(other)]) for i, ip in enumerate(first)] or [
-                (e.address, b"", "", b"")
-            ]
-        return [
-            {
-                "name": self.text(name),
-                "sockaddr_bytes": raw,
-                "path": self.text(path),
-                "sockaddr_len": len(raw),
-                "other_bytes": other_raw,
-                "other_len": len(other_raw),
-                "group": number + 1 if named else 0,
-                "weight": e.weight,
-                **self.secure.endpoint(u.tls, identity, host if port else ""),
-                # by place, not by address: addresses come and go, and slots are few
-                "slot": self.slots.slot("endpoint", f"{upstream}|{e.address}" + (f"|{i}" if i else "")),
-            }
-            for i, (name, raw, path, other_raw) in enumerate(places)
-        ]
+    def endpoint(self, p: Place, u: Upstream, identity: bytes) -> dict[str, Any]:
+        raw = _sockaddr(p.ip, p.port) if p.ip else b""
+        other = _sockaddr(p.other, p.port) if p.other else b""
+        return {
+            "name": self.text(p.name),
+            "sockaddr_bytes": raw,
+            "path": self.text(p.path),
+            "sockaddr_len": len(raw),
+            "other_bytes": other,
+            "other_len": len(other),
+            "group": p.number + 1 if p.named else 0,
+            "weight": p.endpoint.weight,
+            **self.secure.endpoint(u.tls, identity, p.host),
+            "slot": self.slots.slot("endpoint", p.cell),
+        }
 
     def upstreams(self) -> Any:
         rows = []
         for name, u in self.config.upstreams.items():
             tls, identity = self.secure.upstream(u)
-            endpoints = [row for n, e in enumerate(u.endpoints) for row in self.endpoint(name, n, e, u, identity)]
+            endpoints = [self.endpoint(p, u, identity) for p in places(name, u, self.addresses)]
             rows.append(
                 {
                     "name": self.text(name),
@@ -210,6 +191,7 @@ class _Compiler(Writer):
                     "body_idle_ms": _ms(u.timeouts.idle),
                     "proxy_protocol": {"off": 0, "v1": 1, "v2": 2}[u.proxy_protocol],
                     "slow_start_ms": _ms(u.slow_start),
+                    "panic_pct": round(100 * (u.health.panic if u.health else 0.5)),
                     "template_": int(u.pool.granularity == "template"),
                     "principal": self.text(u.pool.principal.lower()),
                     "stale_retry": int("stale" in u.retry.on),

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model
 
 from gwcore.config.base import TOKEN, Address, Model
 from gwcore.config.certs import Material
+from gwcore.config.health import Health, switch
 from gwcore.config.tls import UpstreamTls
 from gwcore.config.units import Duration
 
@@ -128,8 +129,8 @@ class Upstream(Model):
     """When a request is sent again."""
     breaker: dict[str, Any] | None = None
     """Reserved for the circuit breaker."""
-    health: dict[str, Any] | None = None
-    """Reserved for active health checks."""
+    health: Annotated[Health | None, BeforeValidator(switch, json_schema_input_type=Health | Literal["off"] | None)] = None
+    """Checks of each endpoint, by the gateway itself; one that is down gets no requests."""
     outlier: dict[str, Any] | None = None
     """Reserved for outlier ejection."""
     concurrency: Any = None
@@ -156,6 +157,12 @@ class Upstream(Model):
                 )
             if self.pool.principal:
                 raise ValueError("pool.principal is part of a connection template: set pool.granularity: template")
+        return self
+
+    @model_validator(mode="after")
+    def _checks(self) -> Upstream:
+        if self.health and self.health.kind == "tls" and self.tls is None:
+            raise ValueError("health.type: tls needs tls of the upstream; for plain endpoints use tcp or http")
         return self
 
     @field_validator("endpoints")

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from types import SimpleNamespace
 
 import pytest
 from gwcore._speedups.shm import Segment
 
 from gwcore.admin import metrics
+from gwcore.admin.endpoints import endpoints
 from gwcore.admin.figures import Opens, connection_figures
 from gwcore.admin.server import build_app
 from gwcore.config.load import load_text
 from gwcore.crew import Plan, Slot
+from gwcore.health import HealthChecks
 
 SECRET = "do-not-tell-anyone"
 CONFIG = """
@@ -43,13 +46,13 @@ def gateway():
         crew = SimpleNamespace(slots=[Slot(0, pid=11), Slot(1, pid=12)], plan=Plan(1, -1), elders=[])
         return Gateway(
             loaded=load_text(CONFIG % token), config=load_text(CONFIG % token).config, config_path="/etc/gw.yaml", segment=segment,
-            crew=crew, discovery=SimpleNamespace(status=dict), tickets=SimpleNamespace(status=dict), certs=SimpleNamespace(status=list), state="serving", opens=Opens(), started=1.0, upgrades=0, reloads={"ok": 0, "refused": 0}, last_reload={}, reloaded=0, good=True,
+            crew=crew, discovery=SimpleNamespace(status=dict), tickets=SimpleNamespace(status=dict), certs=SimpleNamespace(status=list), health=SimpleNamespace(watched={}, tallies={}), state="serving", opens=Opens(), started=1.0, upgrades=0, reloads={"ok": 0, "refused": 0}, last_reload={}, reloaded=0, good=True,
         )  # fmt: skip
 
     return make
 
 
-def ask(gateway: Gateway, path: str, method: str = "GET", **fields: str) -> tuple[int, str]:
+def ask(gateway: Gateway, path: str, method: str = "GET", query: str = "", **fields: str) -> tuple[int, str]:
     """Status and text of one request to the application."""
     sent: list[dict] = []
 
@@ -60,7 +63,14 @@ def ask(gateway: Gateway, path: str, method: str = "GET", **fields: str) -> tupl
         sent.append(message)
 
     headers = [(k.replace("_", "-").encode(), v.encode("latin-1")) for k, v in fields.items()]
-    scope = {"type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": b"", "headers": headers}
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": query.encode(),
+        "headers": headers,
+    }
     scope |= {
         "http_version": "1.1",
         "scheme": "http",
@@ -207,3 +217,51 @@ def test_folding_never_moves_an_entry_that_had_its_own_series():
     assert set(first) <= set(second) | {"other"}
     assert all(second[name] == first[name] for name in first if name != "other")
     assert second["other"]["requests"]["2xx"] >= 7
+
+
+def test_each_endpoint_has_a_state_a_reason_and_a_since(gateway):
+    async def story() -> None:
+        g = gateway()
+        text = (
+            CONFIG.replace('["127.0.0.1:9"]', '["127.0.0.1:9", {address: "127.0.0.1:8", weight: 0}, "127.0.0.1:7", "b.test:6"]')
+            % ""
+        )
+        g.config = load_text(text).config
+        g.discovery = SimpleNamespace(status=lambda: {"b.test": {"failure": "no such name"}})
+        g.health = HealthChecks(g.segment, lambda _: [], lambda _: None)
+        g.health.use(g.config)
+        assert g.health.drain("be", "127.0.0.1:7", True)
+        told = {name: (e["state"], e["reason"]) for name, e in endpoints(g)["be"].items()}
+        assert told == {
+            "127.0.0.1:9": ("up", "not checked"),
+            "127.0.0.1:8": ("draining", "weight 0"),
+            "127.0.0.1:7": ("draining", "taken out by the admin interface"),
+            "b.test:6": ("unresolved", "no such name"),
+        }
+        tally = g.health.tallies["be", "127.0.0.1:9"]
+        tally.failed, tally.last = 3, "connect refused"
+        tally.move("down")
+        assert endpoints(g)["be"]["127.0.0.1:9"]["reason"] == "3 checks failed, last: connect refused"
+        tally.failed = 0
+        tally.move("back")
+        e = endpoints(g)["be"]["127.0.0.1:9"]
+        assert (e["state"], e["reason"]) == ("up", "slow start 10 %") and abs(e["since"] - time.time()) < 60
+        text = metrics.render(g).decode()
+        assert 'gwcore_endpoint_up{endpoint="127.0.0.1:9",upstream="be"} 1.0' in text
+        assert 'gwcore_endpoint_up{endpoint="127.0.0.1:7",upstream="be"} 0.0' in text
+        g.health.stop()
+
+    asyncio.run(story())
+
+
+def test_an_endpoint_is_drained_and_taken_back(gateway):
+    g = gateway()
+    g.health = HealthChecks(g.segment, lambda _: [], lambda _: None)
+    g.health.use(g.config)
+    where = "upstream=be&endpoint=127.0.0.1:9"
+    assert ask(g, "/endpoints/drain", "POST", where, origin="http://evil")[0] == 403
+    assert ask(g, "/endpoints/drain", "POST", "upstream=be&endpoint=1.2.3.4:5")[0] == 404
+    assert ask(g, "/endpoints/drain", "POST", where)[0] == 200
+    assert endpoints(g)["be"]["127.0.0.1:9"]["state"] == "draining"
+    assert ask(g, "/endpoints/undrain", "POST", where)[0] == 200
+    assert endpoints(g)["be"]["127.0.0.1:9"]["state"] == "up"
