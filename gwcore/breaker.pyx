@@ -21,7 +21,7 @@ class State(Enum):
 FAILURE_KINDS = ("connect", "tls", "timeout", "reset", "status", "overload", "invalid", "error")
 STATES = (State.CLOSED, State.OPEN, State.HALF_OPEN)
 REFUSALS = (None, "open", "probe_limit", "shed", "ramp")
-REASONS = (None, "failures", "stall", "score", "probe", "recovered", "probe_failed", "forced", "reset")
+REASONS = (None, "failures", "stall", "score", "probe", "recovered", "probe_failed", "forced", "reset", "outlier")
 PRESSURE = frozenset(("timeout", "overload"))
 
 

@@ -60,23 +60,26 @@ class Supervisor:
     """
 
     def __init__(self, loaded: Loaded, config_path: str, spawner: Channel, workers: int, arguments: list[str]):
+        from gwcore._speedups.breakers import Breakers
         from gwcore._speedups.shm import Segment
         from gwcore.admin.figures import Opens
         from gwcore.certwatch import CertWatch
         from gwcore.discovery import Discovery
+        from gwcore.events import Events
         from gwcore.health import HealthChecks
         from gwcore.sockets import Listeners
         from gwcore.tickets import TicketKeys
 
         self.loaded, self.config_path, self.arguments = loaded, config_path, arguments
         self.segment = Segment.create(workers, loaded.config.tls.sessions.cache)
+        self.breakers, self.events = Breakers(self.segment), Events()
         self.listeners = Listeners(workers)
         self.admin_sockets = Listeners(1)
         self.crew = Crew(self, spawner, self.segment, self.listeners)
         self.tickets = TicketKeys(self.segment, say)
         self.certs = CertWatch(lambda: self.config, self.use_addresses, say)
         self.discovery = Discovery(lambda: self.start_task(self.use_addresses()), say)
-        self.health = HealthChecks(self.segment, self.discovery.addresses, say)
+        self.health = HealthChecks(self.segment, self.discovery.addresses, say, self.check_passed)
         self.admin: Admin | None = None
         self.versions = 0
         self.started = time.time()
@@ -403,6 +406,7 @@ class Supervisor:
     def watch(self) -> None:
         """Once a second: has a worker stopped accepting? The data plane only counts, it cannot call."""
         now = time.monotonic()
+        self.take_events()
         self.opens.note(now, self.segment.upstream_opens())
         for i, (told, when) in enumerate(self.alarms):
             figures = self.segment.worker_figures(i)
@@ -415,6 +419,18 @@ class Supervisor:
                 self.alarms[i] = (figures["accept_paused"], now)
         if not self.done.done():
             self.loop.call_later(WATCH_S, self.watch)
+
+    def take_events(self) -> None:
+        """Tell of the transitions of breakers since the last time."""
+        for event in self.breakers.events():
+            self.events.note(event)
+
+    def check_passed(self, key: tuple[str, str], cell: str, back: bool) -> None:
+        """An endpoint passed a check after one that it did not: its breaker need not wait to the end of its interval, nor the upstream's when the
+        endpoint is back."""
+        self.breakers.hint_healthy(key[0], cell.partition("|")[2])
+        if back:
+            self.breakers.hint_healthy(key[0])
 
     def look_at_certificates(self) -> None:
         from gwcore.certwatch import LOOK_S

@@ -130,7 +130,7 @@ class PlaneThread:
         def quiet() -> bool:
             c = self.counts()
             return (
-                c["connections"] == c["exchanges"] == c["buffers"] == c["waiting"] == 0
+                c["connections"] == c["exchanges"] == c["buffers"] == c["waiting"] == c["permits"] == 0
                 and c["upstream_connections"] == c["pooled"]
                 and c["timers"] <= c["pooled"] + 1
             )

@@ -77,7 +77,7 @@ class Stage:
 
 ROUTES = """
 via: {{name: gw-test}}
-upstreams: {{be: {{endpoints: ["{upstream}"]}}}}
+upstreams: {{be: {{endpoints: ["{upstream}"], breaker: off}}}}
 routes:
   - {{match: {{host: a, path: /get, methods: [GET, HEAD]}}, upstream: be, name: get}}
   - {{match: {{host: a, regex: "^(?!/get$)"}}, upstream: be, name: all}}

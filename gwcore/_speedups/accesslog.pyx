@@ -7,6 +7,7 @@ from gwcore._speedups.buffer cimport buf_bytes
 from gwcore._speedups.address cimport address_text
 from gwcore._speedups.conn cimport Conn, Worker
 from gwcore._speedups.fields cimport METHODS, METHOD_SIZE
+from gwcore._speedups.permit cimport permit_detail
 from gwcore._speedups.plan cimport plan_text
 from gwcore._speedups.reasons cimport reason_row
 from gwcore._speedups.ring cimport ring_put
@@ -141,6 +142,7 @@ cdef void log_exchange(Worker *w, const Exchange *x) noexcept nogil:
     """Write the line of an exchange that ends. `w.now_us` is its end."""
     cdef Line l
     cdef char peer[48]
+    cdef char detail[400]
     cdef uint64_t total = w.now_us - x.start_us
     if w.ring == NULL:
         return
@@ -191,6 +193,9 @@ cdef void log_exchange(Worker *w, const Exchange *x) noexcept nogil:
         word(&l, tls_version(&x.client.tls))
     word(&l, b'","degraded":"","tier":"P')
     number(&l, x.tier)
+    if x.refusal:
+        word(&l, b'","detail":"')
+        put(&l, detail, permit_detail(x, detail, sizeof(detail)))
     if x.client.tls.ssl != NULL:
         tls_fields(&l, x.client)
     word(&l, b'"}\n')

@@ -6,6 +6,7 @@ from gwcore._speedups.buffer cimport buf_bytes
 from gwcore._speedups.conn cimport Worker
 from gwcore._speedups.fields cimport METHODS, METHOD_SIZE
 from gwcore._speedups.outlist cimport OutList, out_copy, out_number, out_some
+from gwcore._speedups.permit cimport permit_detail
 from gwcore._speedups.plan cimport PlanHead, Route, plan_text
 from gwcore._speedups.reasons cimport R_METHOD_NOT_ALLOWED, ReasonRow, reason_row
 from gwcore._speedups.story cimport Exchange
@@ -40,7 +41,7 @@ cdef const char *status_text(int status) noexcept nogil:
 
 
 cdef struct Text:            # a body being written
-    char at[512]
+    char at[1024]
     size_t n
 
 
@@ -82,6 +83,8 @@ cdef int answer_error(Worker *w, OutList *o, const PlanHead *p, int reason, bint
     cdef int status = row.status if row.status else 500
     cdef const char *words = status_text(status)
     cdef char digits[3]
+    cdef char detail[400]
+    cdef size_t n
     cdef Text body
     digits[0], digits[1], digits[2] = 48 + status // 100, 48 + status // 10 % 10, 48 + status % 10
     body.n = 0
@@ -92,6 +95,12 @@ cdef int answer_error(Worker *w, OutList *o, const PlanHead *p, int reason, bint
     put(&body, b',"reason":"', 11)
     put(&body, row.word, row.word_len)
     put(&body, b'"', 1)
+    if x != NULL and x.refusal:
+        n = permit_detail(x, detail, sizeof(detail))
+        if n:
+            put(&body, b',"detail":"', 11)
+            put(&body, detail, n)
+            put(&body, b'"', 1)
     if x != NULL and x.note != NULL:                 # ids hold letters, digits, dot, underscore and hyphen only
         put(&body, b',"request_id":"', 15)
         put(&body, buf_bytes(x.note) + x.note_path_len, x.note_id_len)
@@ -114,7 +123,9 @@ cdef int answer_error(Worker *w, OutList *o, const PlanHead *p, int reason, bint
     if reason == R_METHOD_NOT_ALLOWED:
         allow(o, x.allowed if x != NULL else 0)
     if status == 503 or status == 429:
-        say(o, b"Retry-After: 1\r\n")
+        say(o, b"Retry-After: ")
+        out_number(o, x.retry_after_s if x != NULL and x.retry_after_s else 1, 10)
+        say(o, b"\r\n")
     persistence(o, close, x != NULL and x.http10)
     if not to_head:
         out_copy(o, body.at, body.n)

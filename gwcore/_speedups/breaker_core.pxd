@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 cdef enum BreakerState: BRK_CLOSED, BRK_OPEN, BRK_HALF_OPEN
 cdef enum BreakerRefusal: BRK_ADMITTED, BRK_REFUSED_OPEN, BRK_REFUSED_PROBES, BRK_REFUSED_SHED, BRK_REFUSED_RAMP
 cdef enum BreakerOutcome: OUTCOME_SUCCESS, OUTCOME_FAILURE, OUTCOME_PRESSURE, OUTCOME_CANCEL     # pressure: timeout, overload
-cdef enum BreakerWhy: WHY_NONE, WHY_FAILURES, WHY_STALL, WHY_SCORE, WHY_PROBE, WHY_RECOVERED, WHY_PROBE_FAILED, WHY_FORCED, WHY_RESET
+cdef enum BreakerWhy: WHY_NONE, WHY_FAILURES, WHY_STALL, WHY_SCORE, WHY_PROBE, WHY_RECOVERED, WHY_PROBE_FAILED, WHY_FORCED, WHY_RESET, WHY_OUTLIER
 cdef enum BreakerForce: FORCE_NONE, FORCE_OPEN, FORCE_CLOSED
 cdef enum:
     PROBES_MAX = 32
@@ -25,9 +25,21 @@ cdef struct PermitRef:           # 16 bytes, embedded in what holds it
     uint64_t started_us
 
 cdef struct Lease:
-    int64_t until_us             # 0 = free; times given by callers are above 0
+    int64_t until_us
     uint32_t generation
-    uint32_t serial
+    uint32_t serial              # 0 = the place is free; who swaps a serial for 0 has given it back, once
+    uint32_t owner               # for the caller: who holds it
+    uint32_t unused
+
+cdef struct BreakerFigures:      # what a transition was decided on
+    double failure_ratio, pressure_ratio, n, evidence, bar, p99_s, saturation, score
+
+cdef struct BreakerBatch:        # results of a tick, whose order is lost
+    double ok, bad, pressure     # of the present generation
+    uint64_t admitted            # without probes
+    uint64_t uncounted           # cancelled, of those that were issued since the last result
+    int64_t first_bad_us         # 0 = not known
+    bint may_open                # else failures are not held against it, and it does not leave CLOSED
 
 cdef struct BreakerCore:
     BreakerRules rules
@@ -53,17 +65,22 @@ cdef struct BreakerCore:
     uint32_t level
     uint32_t probes_ok, probes_bad
     uint32_t lease_serial
-    uint32_t leases              # probes out, of any generation
+    uint32_t leases              # probes out, of any generation (at least: those that end elsewhere are told of later)
     uint32_t illegal             # moves refused: always 0
     double n, f, p, evidence, bar, threshold, baseline_failure, baseline_p99_s, p99_s, slow_limit_s
     uint64_t in_flight, admitted, succeeded, failed, cancelled, expired, slow, stale, opens
     uint64_t refused[5]
     uint64_t samples             # in the histogram, as of the last breaker_measure
+    BreakerFigures moved_on      # of the last transition
     uint32_t young[161]
     uint32_t old[161]
     Lease lease[64]
 
 cdef void breaker_init(BreakerCore *b, const BreakerRules *rules, int64_t now_us) noexcept nogil
+cdef int breaker_probe(BreakerCore *b, int64_t lease_us, uint32_t owner, PermitRef *permit) noexcept nogil
+cdef bint lease_drop(Lease *lease, uint32_t generation, uint32_t serial) noexcept nogil
+cdef void breaker_batch(BreakerCore *b, const BreakerBatch *batch, int64_t now_us) noexcept nogil
+cdef bint breaker_eject(BreakerCore *b) noexcept nogil
 cdef int breaker_admit(BreakerCore *b, int64_t now_us, double chance, int64_t lease_us, PermitRef *permit) noexcept nogil
 cdef bint breaker_end(BreakerCore *b, PermitRef *permit, int outcome, int64_t latency_us, int64_t now_us) noexcept nogil
 cdef void breaker_measure(BreakerCore *b) noexcept nogil
@@ -81,3 +98,15 @@ cdef double breaker_saturation(const BreakerCore *b) noexcept nogil
 cdef double breaker_ramp(const BreakerCore *b) noexcept nogil
 cdef uint32_t breaker_probes_out(const BreakerCore *b) noexcept nogil
 cdef int64_t breaker_retry_after_us(const BreakerCore *b) noexcept nogil
+
+cdef extern from * nogil:
+    """
+    static inline int brk_cas(uint32_t *p, uint32_t was, uint32_t to) {
+        return __atomic_compare_exchange_n(p, &was, to, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
+    }
+    #define brk_load(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
+    #define brk_store(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
+    """
+    bint brk_cas(uint32_t *p, uint32_t was, uint32_t to)
+    uint32_t brk_load(const uint32_t *p)
+    void brk_store(uint32_t *p, uint32_t v)

@@ -22,6 +22,9 @@ cdef bint breaker_move(BreakerCore *b, int to, int why) noexcept nogil:
     if not LEGAL[b.state] >> to & 1:
         b.illegal += 1
         return False
+    b.moved_on.failure_ratio, b.moved_on.pressure_ratio = breaker_ratio(b.f, b.n), breaker_ratio(b.p, b.n)
+    b.moved_on.n, b.moved_on.evidence, b.moved_on.bar, b.moved_on.p99_s = b.n, b.evidence, b.bar, b.p99_s
+    b.moved_on.saturation, b.moved_on.score = breaker_saturation(b), breaker_score(b)
     b.was = b.state
     b.state = to
     b.why = why
@@ -102,17 +105,26 @@ cdef uint32_t breaker_probes_out(const BreakerCore *b) noexcept nogil:
     if b.state != BRK_HALF_OPEN:
         return 0
     for i in range(LEASES):
-        n += b.lease[i].until_us != 0 and b.lease[i].generation == b.generation
+        n += b.lease[i].serial != 0 and b.lease[i].generation == b.generation
     return n
+
+
+cdef bint lease_drop(Lease *lease, uint32_t generation, uint32_t serial) noexcept nogil:
+    """Give a probe's place back. False: that was done before, by its owner or by the end of its lease."""
+    return lease.generation == generation and serial != 0 and brk_cas(&lease.serial, serial, 0)
 
 
 cdef void leases_expire(BreakerCore *b) noexcept nogil:
     """A probe whose owner never came back loses its place."""
-    cdef uint32_t i
+    cdef uint32_t i, serial
+    b.leases = 0
     for i in range(LEASES):
-        if b.lease[i].until_us and b.lease[i].until_us <= b.now_us:
-            b.lease[i].until_us = 0
-            b.leases -= 1
+        serial = brk_load(&b.lease[i].serial)
+        if serial == 0:
+            continue
+        if b.lease[i].until_us > b.now_us:
+            b.leases += 1
+        elif brk_cas(&b.lease[i].serial, serial, 0):
             b.expired += 1
             b.in_flight -= 1
 
@@ -127,7 +139,7 @@ cdef int64_t breaker_retry_after_us(const BreakerCore *b) noexcept nogil:
         return b.open_until_us - b.now_us if b.open_until_us > b.now_us else 0
     if b.state == BRK_HALF_OPEN:
         for i in range(LEASES):
-            if b.lease[i].until_us and (soonest == 0 or b.lease[i].until_us < soonest):
+            if b.lease[i].serial and (soonest == 0 or b.lease[i].until_us < soonest):
                 soonest = b.lease[i].until_us
         return soonest - b.now_us if soonest > b.now_us else 0
     return 0
@@ -250,34 +262,52 @@ cdef int refuse(BreakerCore *b, int why) noexcept nogil:
     return why
 
 
-cdef int breaker_admit(BreakerCore *b, int64_t now_us, double chance, int64_t lease_us, PermitRef *permit) noexcept nogil:
-    """BRK_ADMITTED, and the permit is live; or a BreakerRefusal. chance is from [0, 1)."""
+cdef void issue(BreakerCore *b, uint32_t place, PermitRef *permit) noexcept nogil:
+    b.admitted += 1
+    b.in_flight += 1
+    permit.generation = b.generation
+    permit.lease = place
+    permit.live = b.lease_serial if place else 1
+    permit.started_us = b.now_us
+
+
+cdef int breaker_probe(BreakerCore *b, int64_t lease_us, uint32_t owner, PermitRef *permit) noexcept nogil:
+    """A permit of a breaker that is not CLOSED, as of its now_us: none, or one with a lease."""
     cdef uint32_t i, place = 0
-    cdef double part
-    breaker_advance(b, now_us)
     permit.live = 0
     if b.state == BRK_OPEN:
         if b.forced == FORCE_OPEN or b.now_us < b.open_until_us:
             return refuse(b, BRK_REFUSED_OPEN)
         breaker_move(b, BRK_HALF_OPEN, WHY_PROBE)
-    if b.state == BRK_HALF_OPEN:
-        if breaker_probes_out(b) >= b.rules.probes:
-            return refuse(b, BRK_REFUSED_PROBES)
-        for i in range(LEASES):
-            if b.lease[i].until_us == 0:
-                place = i + 1
-                break
-        if place == 0:
-            return refuse(b, BRK_REFUSED_PROBES)
-        b.leases += 1
-        b.lease_serial = b.lease_serial % 65535 + 1
-        b.lease[place - 1].serial = b.lease_serial
-        b.lease[place - 1].until_us = b.now_us + (lease_us if lease_us > 0 else 1)
-        b.lease[place - 1].generation = b.generation
-    elif stalled(b):
+    if breaker_probes_out(b) >= b.rules.probes:
+        return refuse(b, BRK_REFUSED_PROBES)
+    for i in range(LEASES):
+        if b.lease[i].serial == 0:
+            place = i + 1
+            break
+    if place == 0:
+        return refuse(b, BRK_REFUSED_PROBES)
+    b.leases += 1
+    b.lease_serial = b.lease_serial % 65535 + 1
+    b.lease[place - 1].until_us = b.now_us + (lease_us if lease_us > 0 else 1)
+    b.lease[place - 1].generation = b.generation
+    b.lease[place - 1].owner = owner
+    brk_store(&b.lease[place - 1].serial, b.lease_serial)
+    issue(b, place, permit)
+    return BRK_ADMITTED
+
+
+cdef int breaker_admit(BreakerCore *b, int64_t now_us, double chance, int64_t lease_us, PermitRef *permit) noexcept nogil:
+    """BRK_ADMITTED, and the permit is live; or a BreakerRefusal. chance is from [0, 1)."""
+    cdef double part
+    breaker_advance(b, now_us)
+    permit.live = 0
+    if b.state != BRK_CLOSED:
+        return breaker_probe(b, lease_us, 0, permit)
+    if stalled(b):
         open_now(b, WHY_STALL)
         return refuse(b, BRK_REFUSED_OPEN)
-    elif b.forced != FORCE_CLOSED:
+    if b.forced != FORCE_CLOSED:
         part = breaker_ramp(b)
         if part < 1:
             if b.now_us // 1000000 != b.ramp_second:
@@ -292,36 +322,88 @@ cdef int breaker_admit(BreakerCore *b, int64_t now_us, double chance, int64_t le
             b.ramp_from_us = 0
         if chance < breaker_shed(b):
             return refuse(b, BRK_REFUSED_SHED)
-    b.admitted += 1
-    b.in_flight += 1
     if b.issued == 0:                        # of those since the last result, without the cancelled: they prove nothing
         b.issued_us = b.now_us
     b.issued += 1
-    permit.generation = b.generation
-    permit.lease = place
-    permit.live = b.lease_serial if place else 1
-    permit.started_us = b.now_us
+    issue(b, 0, permit)
     return BRK_ADMITTED
 
 
-cdef void evidence_add(BreakerCore *b, bint bad, double ratio_before) noexcept nogil:
+cdef void evidence_add(BreakerCore *b, double ok, double bad, int64_t first_bad_us, double ratio_before) noexcept nogil:
+    """Successes and failures: one of either, or those of a tick, whose order is lost."""
     cdef const BreakerRules *r = &b.rules
-    if not bad:
-        b.evidence = fmax(0.0, b.evidence - r.trip_ratio / (1 - r.trip_ratio))
-        return
-    if b.evidence < 0.5:                     # the change point
+    if bad and b.evidence < 0.5:             # the change point
         b.bar = r.trip_failures / (1 - fmin(r.trip_ratio, ratio_before))
-        b.change_us = b.now_us
-    b.evidence = fmin(b.bar, b.evidence + 1)
-    if b.evidence >= b.bar and b.now_us - b.change_us >= r.trip_time_s * 1e6 and not b.forced:
+        b.change_us = first_bad_us
+    b.evidence = fmin(b.bar, fmax(0.0, b.evidence + bad - ok * r.trip_ratio / (1 - r.trip_ratio)))
+    if bad and b.evidence >= b.bar and b.now_us - b.change_us >= r.trip_time_s * 1e6 and not b.forced:
         open_now(b, WHY_FAILURES)
+
+
+cdef void score_look(BreakerCore *b) noexcept nogil:
+    """The classic mode: open by the score."""
+    cdef double score
+    if b.n >= b.rules.min_volume and not b.forced:
+        breaker_measure(b)
+        score = breaker_score(b)
+        if score > b.rules.classic_threshold * (1 - b.rules.classic_step) + score * b.rules.classic_step:
+            open_now(b, WHY_SCORE)
+
+
+cdef void probes_count(BreakerCore *b, uint32_t ok, uint32_t bad) noexcept nogil:
+    """The first to `probes` verdicts of one kind decides."""
+    b.probes_ok += ok
+    b.probes_bad += bad
+    if b.probes_bad >= b.rules.probes:
+        open_now(b, WHY_PROBE_FAILED)
+    elif b.probes_ok >= b.rules.probes:
+        close_now(b, WHY_RECOVERED, True)
+
+
+cdef void breaker_batch(BreakerCore *b, const BreakerBatch *batch, int64_t now_us) noexcept nogil:
+    """Take in the results of a tick. The caller has added their latencies to `young`, and set in_flight."""
+    cdef double before
+    breaker_advance(b, now_us)
+    if b.state == BRK_HALF_OPEN:
+        probes_count(b, <uint32_t>batch.ok, <uint32_t>batch.bad)
+        return
+    if b.state == BRK_OPEN:
+        return
+    before = breaker_ratio(b.f, b.n) if b.n >= b.rules.min_volume / 2.0 else 0.0
+    b.n += batch.ok + batch.bad
+    b.f += batch.bad
+    b.p += batch.pressure
+    if batch.ok or batch.bad:
+        b.issued = 0
+    elif batch.admitted + b.issued > batch.uncounted:
+        if b.issued == 0:
+            b.issued_us = b.now_us
+        b.issued = <uint32_t>(batch.admitted + b.issued - batch.uncounted)
+    else:
+        b.issued = 0
+    if not batch.may_open:
+        b.evidence = 0
+        b.issued = 0
+    elif stalled(b):
+        open_now(b, WHY_STALL)
+    elif b.rules.classic:
+        score_look(b)
+    elif batch.ok or batch.bad:
+        evidence_add(b, batch.ok, batch.bad, batch.first_bad_us if batch.first_bad_us else b.now_us, before)
+
+
+cdef bint breaker_eject(BreakerCore *b) noexcept nogil:
+    """Open it because it fares so much worse than its siblings. False: it is not CLOSED, or forced."""
+    if b.state != BRK_CLOSED or b.forced:
+        return False
+    open_now(b, WHY_OUTLIER)
+    return True
 
 
 cdef bint breaker_end(BreakerCore *b, PermitRef *permit, int outcome, int64_t latency_us, int64_t now_us) noexcept nogil:
     """End a permit; False when it was ended before, or its lease ran out. Whatever the state, its place is given back once."""
     cdef const BreakerRules *r = &b.rules
     cdef double before, weight
-    cdef Lease *lease = NULL
     cdef uint32_t serial
     if not permit.live:
         return False
@@ -329,11 +411,9 @@ cdef bint breaker_end(BreakerCore *b, PermitRef *permit, int outcome, int64_t la
     permit.live = 0
     breaker_advance(b, now_us)
     if permit.lease:
-        lease = &b.lease[permit.lease - 1]
-        if lease.until_us == 0 or lease.generation != permit.generation or lease.serial != serial:
+        if not lease_drop(&b.lease[permit.lease - 1], permit.generation, serial):
             b.stale += outcome != OUTCOME_CANCEL     # expired meanwhile: its place was given back then
             return False
-        lease.until_us = 0
         b.leases -= 1
     b.in_flight -= 1
     if outcome == OUTCOME_CANCEL:
@@ -354,14 +434,7 @@ cdef bint breaker_end(BreakerCore *b, PermitRef *permit, int outcome, int64_t la
         return True
     b.issued = 0
     if b.state == BRK_HALF_OPEN:
-        if outcome == OUTCOME_SUCCESS:
-            b.probes_ok += 1
-            if b.probes_ok >= r.probes:
-                close_now(b, WHY_RECOVERED, True)
-        else:
-            b.probes_bad += 1
-            if b.probes_bad >= r.probes:
-                open_now(b, WHY_PROBE_FAILED)
+        probes_count(b, outcome == OUTCOME_SUCCESS, outcome != OUTCOME_SUCCESS)
         return True
     before = breaker_ratio(b.f, b.n) if b.n >= r.min_volume / 2.0 else 0.0
     b.n += 1
@@ -376,13 +449,10 @@ cdef bint breaker_end(BreakerCore *b, PermitRef *permit, int outcome, int64_t la
         b.f += 1
         if outcome == OUTCOME_PRESSURE:
             b.p += 1
-    if not r.classic:
-        evidence_add(b, outcome != OUTCOME_SUCCESS, before)
-    elif b.n >= r.min_volume and not b.forced:
-        breaker_measure(b)
-        weight = breaker_score(b)
-        if weight > r.classic_threshold * (1 - r.classic_step) + weight * r.classic_step:
-            open_now(b, WHY_SCORE)
+    if r.classic:
+        score_look(b)
+    else:
+        evidence_add(b, outcome == OUTCOME_SUCCESS, outcome != OUTCOME_SUCCESS, b.now_us, before)
     return True
 
 

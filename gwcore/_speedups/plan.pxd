@@ -1,4 +1,5 @@
-# Level 2. The plan: the whole configuration as one relocatable blob. Offsets only, so it is mapped and used as it is.
+# Level 3. The plan: the whole configuration as one relocatable blob. Offsets only, so it is mapped and used as it is.
+from gwcore._speedups.breaker_core cimport BreakerRules
 from gwcore._speedups.types cimport Str, size_t, uint32_t, uint64_t
 from libc.stdint cimport int64_t, uint8_t, uint16_t
 
@@ -114,6 +115,13 @@ cdef struct UpstreamSpec:
     uint32_t template_       # pool.granularity: template
     uint32_t tls             # index of PlanHead.clients + 1; 0 = plain
     uint32_t tls_ms
+    uint32_t breaker_on
+    uint32_t outlier_on
+    uint32_t count_429       # as overload
+    uint32_t eject_most_pct  # of the endpoints
+    uint32_t eject_above_pct # failure ratio over the siblings' median
+    BreakerRules breaker
+    BreakerRules outlier     # of each endpoint
     Str principal            # lower case name of the field whose value is part of the template
 
 cdef struct Key:             # open addressing: (host, kind, path) -> first route

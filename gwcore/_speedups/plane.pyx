@@ -465,6 +465,7 @@ cdef class Plane:
             pooled += c.item.live and c.state == C_POOLED
         return {"connections": w.clients.used, "upstream_connections": w.upstreams.used, "pooled": pooled, "exchanges": w.exchanges.used,
                 "buffers": w.bufs.used, "buffer_bytes": w.bufs.used_bytes, "timers": w.wheel.armed, "fds": w.fds, "jobs": jobs_waiting(&w.jobs),
+                "permits": w.lane.worker.permits,
                 "waiting": sum([self.known[i].queue.n for i in range(self.n_known)]), "illegal_moves": w.lane.worker.illegal_moves}
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ cdef extern from "reasons.h" nogil:
         unsigned short status
         unsigned char side, retry, breaker, word_len
     enum: RETRY_NEVER, RETRY_IDEMPOTENT, RETRY_ANY
+    enum: BRK_NO, BRK_SATURATION, BRK_ENDPOINT, BRK_CONNECT, BRK_TLS, BRK_TIMEOUT, BRK_RESET, BRK_INVALID
     const ReasonRow REASON_ROWS[]
 
 cdef inline const ReasonRow *reason_row(int reason) noexcept nogil:

@@ -1,4 +1,5 @@
-# Level 1. The shared segment: one lane of counters per worker slot, one writer each; cells by slot number. Readers add up.
+# Level 4. The shared segment: one lane of counters per worker slot, one writer each; cells by slot number. Readers add up.
+from gwcore._speedups.breaker_cell cimport BreakerCell, BreakerEvents, BreakerLane, BreakerView
 from gwcore._speedups.store cimport Store
 from gwcore._speedups.types cimport size_t, uint32_t, uint64_t
 from libc.stdint cimport uint8_t
@@ -7,6 +8,7 @@ cdef enum:
     ROUTE_CELLS = 2048       # of them the first are given out by identity, the last is "other"
     UPSTREAM_CELLS = 256
     ENDPOINT_CELLS = 2048
+    BREAKERS = 2304          # of upstreams, then of endpoints
     HIST_CELLS = 161
     CLOSE_REASONS = 11
     REASON_CELLS = 96
@@ -69,6 +71,7 @@ cdef struct WorkerCell:
     uint64_t upstream_connections
     uint64_t buffer_bytes
     uint64_t tunnels
+    uint64_t permits         # of breakers, taken and not ended
     uint64_t tls_bytes       # of TLS sessions
     uint64_t held_bytes      # what slabs and buffers have from the system, used or not
 
@@ -108,6 +111,7 @@ cdef struct Lane:
     UpstreamCell upstreams[256]
     uint32_t endpoint_open[2048]     # this worker's share of the shared counts
     uint32_t clients[4][32768]       # connections by address: see clients.pyx
+    BreakerLane breakers[2304]
 
 cdef struct EndpointCell:    # shared by all workers, touched at open and close only
     uint32_t open            # atomic
@@ -136,12 +140,15 @@ cdef struct Segment_:
     uint64_t health[2048]    # by endpoint, written by the supervisor: since when (ms of CLOCK_MONOTONIC) << 3 | drained << 2 | EndpointHealth
     TicketRing tickets
     uint64_t store_off       # of the store of sessions
+    uint64_t breakers_off    # of the ring of their transitions; behind it the cells
 
 cdef inline Lane *segment_lane(Segment_ *s, uint32_t worker) noexcept nogil:
     return <Lane *>(<char *>s + 65536) + worker
 
 cdef inline Store *segment_store(Segment_ *s) noexcept nogil:
     return <Store *>(<char *>s + s.store_off)
+
+cdef void segment_breaker(Segment_ *s, uint32_t process, uint32_t which, BreakerView *out) noexcept nogil
 
 cdef class Segment:
     cdef Segment_ *mem

@@ -6,6 +6,7 @@ import time
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from gwcore._speedups.breaker_cell cimport SUPERVISOR, cell_retire
 from gwcore._speedups.histogram cimport histogram_edge_us
 from gwcore._speedups.reasons cimport R_COUNT, reason_row
 from gwcore._speedups.store cimport store_bytes, store_count, store_forget, store_init, store_retire
@@ -27,7 +28,26 @@ cdef extern from * nogil:
     """
     uint32_t gw_seq_add(uint32_t *p)
 
+assert <int>BREAKERS == <int>UPSTREAM_CELLS + <int>ENDPOINT_CELLS
 assert <int>R_COUNT <= <int>REASON_CELLS and sizeof(Segment_) <= 65536
+
+
+cdef void segment_breaker(Segment_ *s, uint32_t process, uint32_t which, BreakerView *out) noexcept nogil:
+    """Breaker number `which` as a process (number of the worker + 1, or SUPERVISOR) sees it; not in use yet."""
+    cdef char *at = <char *>s + s.breakers_off
+    out.events = <BreakerEvents *>at
+    out.cell = <BreakerCell *>(at + sizeof(BreakerEvents)) + which
+    out.first = <char *>&segment_lane(s, 0).breakers[which]
+    out.stride = sizeof(Lane)
+    out.workers = s.workers
+    out.process = process
+    out.which = which
+    out.on = 0
+    out.lane = NULL if process == SUPERVISOR else &segment_lane(s, process - 1).breakers[which]
+
+
+cdef uint32_t layout() noexcept nogil:
+    return <uint32_t>(sizeof(Lane) * 31 + sizeof(BreakerCell))
 
 
 def reasons() -> list[str]:
@@ -59,13 +79,15 @@ cdef class Segment:
             raise ValueError("workers must be from 1 to 1024")
         fd = os.memfd_create("gwcore-segment", os.MFD_CLOEXEC)
         at = (65536 + sizeof(Lane) * workers + 4095) & ~4095
-        os.ftruncate(fd, at + store_bytes(sessions))
+        store = at + ((sizeof(BreakerEvents) + sizeof(BreakerCell) * <int>BREAKERS + 4095) & ~4095)
+        os.ftruncate(fd, store + store_bytes(sessions))
         s = Segment.attach(fd, fresh=True)
         (<Segment>s).mem.magic = MAGIC
-        (<Segment>s).mem.layout = <uint32_t>sizeof(Lane)
+        (<Segment>s).mem.layout = layout()
         (<Segment>s).mem.workers = workers
         (<Segment>s).mem.seed = int.from_bytes(os.urandom(8), "little")
-        (<Segment>s).mem.store_off = at
+        (<Segment>s).mem.breakers_off = at
+        (<Segment>s).mem.store_off = store
         store_init(segment_store((<Segment>s).mem), sessions)
         s.set_tickets(0, {0: os.urandom(TICKET_KEY_BYTES)})
         return s
@@ -80,7 +102,7 @@ cdef class Segment:
         if <void *>s.mem == MAP_FAILED:
             s.mem = NULL
             raise OSError("cannot map the shared segment")
-        if not fresh and (s.mem.magic != MAGIC or s.mem.layout != <uint32_t>sizeof(Lane)):
+        if not fresh and (s.mem.magic != MAGIC or s.mem.layout != layout()):
             raise ValueError("the shared segment was made by another build of gwcore")
         return s
 
@@ -151,13 +173,14 @@ cdef class Segment:
     def retire(self, worker: int) -> None:
         """A worker died: its gauges go to zero, its counters stay and its successor goes on from them."""
         cdef Lane *lane
+        cdef BreakerView view
         cdef int i
         if not 0 <= worker < self.mem.workers:
             raise IndexError(worker)
         lane = segment_lane(self.mem, worker)
         lane.worker.tunnels = lane.worker.connections = lane.worker.exchanges = lane.worker.upstream_connections = lane.worker.buffer_bytes = 0
         lane.tls.sessions = 0
-        lane.worker.tls_bytes = lane.worker.held_bytes = 0
+        lane.worker.tls_bytes = lane.worker.held_bytes = lane.worker.permits = 0
         for i in range(UPSTREAM_CELLS):
             lane.upstreams[i].waiting = lane.upstreams[i].in_use = lane.upstreams[i].idle = lane.upstreams[i].connecting = 0
         for i in range(ENDPOINT_CELLS):
@@ -169,6 +192,9 @@ cdef class Segment:
         for i in range(CLIENT_ROWS * CLIENT_CELLS):          # reading leaves untouched pages unmade
             if (&lane.clients[0][0])[i]:
                 (&lane.clients[0][0])[i] = 0
+        for i in list(self.names["upstream"].values()) + [UPSTREAM_CELLS + k for k in self.names["endpoint"].values()]:
+            segment_breaker(self.mem, SUPERVISOR, i, &view)
+            cell_retire(&view, &lane.breakers[i], worker + 1, time.monotonic_ns() // 1000)
         store_retire(segment_store(self.mem), worker)
 
     def worker_figures(self, worker: int) -> dict:

@@ -1,4 +1,5 @@
 # Level 4. What a worker keeps of an upstream between plans: endpoints with their pools, the queue, the balancer's state.
+from gwcore._speedups.breaker_cell cimport BreakerView
 from gwcore._speedups.plan cimport EndpointSpec, PlanHead, UpstreamSpec
 from gwcore._speedups.shm cimport HEALTH_DOWN, UpstreamCell, gw_atomic_load64
 from gwcore._speedups.conn cimport Conn, Worker
@@ -11,7 +12,7 @@ from libc.stdint cimport uint8_t
 cdef struct Endpoint:
     PoolCore pool
     Upstream *upstream
-    uint32_t slot            # in the shared segment
+    BreakerView breaker
     uint64_t identity        # of its TLS; another one is another endpoint
     char tls_name[256]       # empty = not verified by name
     char tls_sni[256]
@@ -42,8 +43,8 @@ cdef struct Upstream:
     Link serve               # first member; in the worker's list of queues to be served
     char name[128]           # identity
     uint32_t name_len
-    uint32_t slot            # in the shared segment
     uint32_t n
+    BreakerView breaker
     Endpoint **endpoints
     bint panic               # so few endpoints are usable that health and ejection are ignored; balance_pick looks
     WaitQueue queue
@@ -64,6 +65,10 @@ cdef struct Upstream:
     uint32_t per_try_ms      # 0 = no limit of its own
     uint32_t panic_pct
     const uint32_t *down     # of the segment: how many of its endpoints active checks hold down
+    uint32_t count_429
+    uint32_t eject_most_pct
+    double eject_above
+    bint watched             # by a breaker, or several
     uint32_t weight_sum
     uint32_t next_robin
     bint gone

@@ -3,15 +3,17 @@
 round_robin: smooth weighted (as known from nginx). least_request: power of two choices (Mitzenmacher) on in-flight / weight. ewma: the
 same on in-flight x latency. hash: weighted rendezvous hashing with bounded load (Mirrokni, Thorup, Zadimoghaddam). Candidates have a
 free place in their pool; nobody waits holding one."""
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
+from gwcore._speedups.breaker_cell cimport cell_use, cell_would_admit
 from gwcore._speedups.conn cimport Worker, random_next
 from gwcore._speedups.shm cimport HEALTH_BACK, gw_atomic_load, gw_atomic_load64
 from gwcore._speedups.plan cimport (
     BALANCE_EWMA, BALANCE_HASH, BALANCE_RANDOM, BALANCE_ROUND_ROBIN, EndpointSpec, PlanHead, UpstreamSpec, Str, hash_bytes, plan_endpoint, plan_text,
 )
+from gwcore._speedups.shm cimport ENDPOINT_CELLS, UPSTREAM_CELLS, segment_breaker
 from gwcore._speedups.sys cimport AF_UNIX
 from gwcore._speedups.tlsclient cimport sessions_drop
 from gwcore._speedups.types cimport link_init, size_t
@@ -20,12 +22,12 @@ from gwcore.pool cimport pool_free, pool_has_place, pool_init, pool_templates, w
 
 cdef bint endpoint_sound(Worker *w, const Upstream *u, const Endpoint *e) noexcept nogil:
     """Is nothing held against it?"""
-    return not endpoint_down(e)
+    return not endpoint_down(e) and (not e.breaker.on or cell_would_admit(e.breaker.cell, <int64_t>w.now_us))
 
 
 cdef bint endpoint_usable(Worker *w, const Upstream *u, const Endpoint *e) noexcept nogil:
     """The one place where it is decided whether an endpoint may be chosen. In panic what is held against them counts no more."""
-    return u.panic or gw_atomic_load(u.down) == 0 or endpoint_sound(w, u, e)
+    return u.panic or (gw_atomic_load(u.down) == 0 and u.breaker.cell.out == 0) or endpoint_sound(w, u, e)
 
 
 cdef void upstream_survey(Worker *w, Upstream *u) noexcept nogil:
@@ -33,7 +35,7 @@ cdef void upstream_survey(Worker *w, Upstream *u) noexcept nogil:
     cdef const Endpoint *e
     cdef uint32_t i, all = 0, sound = 0
     u.panic = False
-    if gw_atomic_load(u.down) == 0:
+    if gw_atomic_load(u.down) == 0 and u.breaker.cell.out == 0:
         return
     for i in range(u.n):
         e = u.endpoints[i]
@@ -188,7 +190,10 @@ cdef void endpoint_update(Worker *w, Endpoint *e, const PlanHead *p, const Upstr
     text_copy(e.tls_sni, sizeof(e.tls_sni), p, spec.tls_sni)
     e.tls_ip = spec.tls_ip
     e.weight = spec.weight
-    e.slot = spec.slot
+    segment_breaker(w.segment, w.number + 1, UPSTREAM_CELLS + spec.slot, &e.breaker)
+    # the last slot is everybody's who came too late; an endpoint without siblings has nobody who could stand in for it
+    cell_use(&e.breaker, &u.outlier if u.outlier_on and u.endpoints.n > 1 and spec.slot < <uint32_t>ENDPOINT_CELLS - 1 else NULL,
+             hash_bytes(spec.identity | 1, e.name, e.name_len), <int64_t>w.now_us)
     e.pool.max_connections = u.max_connections
     e.pool.max_idle = u.max_idle
     e.pool.min_idle = share_of(u.min_idle, w.number + spec.slot, w.segment.workers)
@@ -274,7 +279,14 @@ cdef bint upstream_update(Worker *w, Upstream *u, const PlanHead *p, const Upstr
         u.weight_sum += u.endpoints[i].weight
     if u.weight_sum == 0:
         u.weight_sum = 1
-    u.slot = spec.slot
+    segment_breaker(w.segment, w.number + 1, spec.slot, &u.breaker)
+    cell_use(&u.breaker, &spec.breaker if spec.breaker_on and spec.slot < <uint32_t>UPSTREAM_CELLS - 1 else NULL, 1, <int64_t>w.now_us)
+    u.watched = u.breaker.on
+    for i in range(u.n):
+        u.watched = u.watched or u.endpoints[i].breaker.on
+    u.count_429 = spec.count_429
+    u.eject_most_pct = spec.eject_most_pct
+    u.eject_above = spec.eject_above_pct / 100.0
     u.cell = &w.lane.upstreams[spec.slot]
     u.down = &w.segment.down[spec.slot]
     u.panic_pct = spec.panic_pct

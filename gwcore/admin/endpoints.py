@@ -17,7 +17,7 @@ def slow_start(since_ms: int, slow_start_s: float) -> int:
 
 
 def state_of(s: Supervisor, upstream: str, watched: Watched, tally: Tally) -> tuple[str, str]:
-    """State (unresolved, draining, down, up) and reason."""
+    """State (unresolved, draining, down, ejected, up) and reason."""
     u = s.config.upstreams[upstream]
     place = watched.place
     if not place.ip and not place.path:
@@ -28,6 +28,10 @@ def state_of(s: Supervisor, upstream: str, watched: Watched, tally: Tally) -> tu
         return "draining", "taken out by the admin interface"
     if tally.state == "down":
         return "down", tally.reason()
+    ejected = s.breakers.snapshot(upstream, place.cell.partition("|")[2])
+    if ejected and ejected["state"] != "closed":
+        figures = f"failure ratio {ejected['failure_ratio']:.2f}, a probe in {ejected['open_remaining_s']:.1f} s"
+        return "ejected", f"{ejected['why']}; {figures}" if ejected["state"] == "open" else "probes are under way"
     share = slow_start(tally.since_ms, u.slow_start) if tally.state == "back" else 100
     if share < 100:
         return "up", f"slow start {share} %"

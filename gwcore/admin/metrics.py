@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 import gwcore
+from gwcore.admin import resilience
 from gwcore.admin.endpoints import endpoints
 from gwcore.admin.figures import connection_figures, memory_by_kind
 
@@ -37,6 +38,7 @@ WORKER_GAUGES = {
     "exchanges": ("gwcore_requests_in_flight", "Requests under way"),
     "upstream_connections": ("gwcore_upstream_connections", "Upstream connections open"),
     "tunnels": ("gwcore_tunnels", "Upgraded connections open"),
+    "permits": ("gwcore_permits", "Permits of breakers that are out"),
     "buffer_bytes": ("gwcore_buffer_bytes", "Bytes of buffers in use"),
     "held_bytes": ("gwcore_memory_held_bytes", "Bytes that structs and buffers have from the system, used or not"),
 }
@@ -109,7 +111,9 @@ class SegmentCollector(Collector):
         yield ends
         most = s.config.metrics.max_series // 2  # routes and upstreams share it by halves
         yield from _routes(fold(snap["routes"], most))
-        yield from _upstreams(fold(snap["upstreams"], most), s.opens.per_second())
+        upstreams = fold(snap["upstreams"], most)
+        yield from _upstreams(upstreams, s.opens.per_second())
+        yield from resilience.metrics(s, upstreams)
         yield from _endpoints(endpoints(s), most)
 
 

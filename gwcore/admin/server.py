@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from gwcore.admin import resilience
 from gwcore.admin.metrics import CONTENT_TYPE, render
 from gwcore.admin.status import build
 
@@ -42,6 +43,17 @@ def build_app(s: Supervisor) -> Starlette:
 
     async def status(_: Request) -> Response:
         return JSONResponse(build(s))
+
+    async def events(request: Request) -> Response:
+        since = request.query_params.get("since", "0")
+        s.take_events()
+        return JSONResponse({"events": s.events.list(int(since) if since.isdecimal() else 0), "last": s.events.serial})
+
+    async def breakers(request: Request) -> Response:
+        if from_a_page(request):
+            return PlainTextResponse("a page in a browser may not force breakers\n", 403)
+        result, code = resilience.force(s, request.query_params)
+        return JSONResponse(result, code)
 
     async def healthz(_: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -82,6 +94,8 @@ def build_app(s: Supervisor) -> Starlette:
         routes=[
             Route("/metrics", guarded(metrics)),
             Route("/status", guarded(status)),
+            Route("/status/events", guarded(events)),
+            Route("/breakers", guarded(breakers), methods=["POST"]),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/sessions/forget", guarded(forget), methods=["POST"]),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import gwcore
 from gwcore._speedups.plane import sizes
+from gwcore.admin import resilience
 from gwcore.admin.endpoints import endpoints
 from gwcore.admin.figures import connection_figures, memory_by_kind
 
@@ -21,6 +22,7 @@ def build(s: Supervisor) -> dict[str, Any]:
     opens = s.opens.per_second()
     for name, upstream in snapshot["upstreams"].items():
         upstream.update(connection_figures(upstream, opens.get(name, 0.0)))
+        upstream.update(resilience.status(s, name))
         waits = upstream["queue_seconds"]
         upstream["queue_mean_seconds"] = round(waits["sum"] / waits["count"], 6) if waits["count"] else 0.0
     workers = [

@@ -16,6 +16,7 @@ from gwcore._speedups.plan import PlanBuilder, key_hash
 from gwcore.config.base import interleaved
 from gwcore.config.compile_tls import TlsWriter
 from gwcore.config.places import Addresses, Place, places
+from gwcore.config.resilience import rules
 from gwcore.config.routes import Route, Target
 from gwcore.config.schema import Config
 from gwcore.config.tables import NO_ARRAY, NO_STR, Writer, open_table
@@ -193,6 +194,7 @@ class _Compiler(Writer):
                     "slow_start_ms": _ms(u.slow_start),
                     "panic_pct": round(100 * (u.health.panic if u.health else 0.5)),
                     "template_": int(u.pool.granularity == "template"),
+                    **rules(u, len(endpoints)),
                     "principal": self.text(u.pool.principal.lower()),
                     "stale_retry": int("stale" in u.retry.on),
                     "per_try_ms": _ms(u.retry.per_try),

@@ -290,7 +290,7 @@ def _cross_checks(config: Config, reader: _Reader) -> list[ConfigError]:
                 )
             keys.setdefault(key, route.name)
     for name, upstream in config.upstreams.items():
-        for field in ("breaker", "outlier", "concurrency"):
+        for field in ("concurrency",):
             if getattr(upstream, field) not in (None, "off", False):
                 warnings.append(
                     ConfigError(

@@ -40,7 +40,7 @@ class Listener(Model):
 
 class Admin(Model):
     address: Address = "127.0.0.1:9901"
-    """Of /metrics, /status, /healthz, /readyz, /reload and /sessions/forget."""
+    """Of /metrics, /status, /status/events, /healthz, /readyz, /reload, /breakers and /sessions/forget."""
     token: str = ""
     """Asked for as `Authorization: Bearer …` when set; needed beyond loopback."""
 

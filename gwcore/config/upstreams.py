@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model
 from gwcore.config.base import TOKEN, Address, Model
 from gwcore.config.certs import Material
 from gwcore.config.health import Health, switch
+from gwcore.config.resilience import Breaker, Outlier
 from gwcore.config.tls import UpstreamTls
 from gwcore.config.units import Duration
 
@@ -18,6 +19,9 @@ class Endpoint(Model):
     """`host:port`, `[v6]:port` or `unix:/path`."""
     weight: int = Field(1, ge=0, le=1000)
     """Share of the load among the upstream's endpoints; 0 takes it out."""
+
+
+_switch = BeforeValidator(lambda v: None if v in (False, "off") else {} if v in (True, "on") else v)
 
 
 def _endpoint(value: Any) -> Any:
@@ -127,12 +131,12 @@ class Upstream(Model):
     """The Host sent: `preserve` the client's, or a literal one."""
     retry: Retry = Retry()
     """When a request is sent again."""
-    breaker: dict[str, Any] | None = None
-    """Reserved for the circuit breaker."""
+    breaker: Annotated[Breaker | None, _switch] = Breaker()
+    """Refuses what would fail anyway, for all endpoints together; `off` = never."""
     health: Annotated[Health | None, BeforeValidator(switch, json_schema_input_type=Health | Literal["off"] | None)] = None
     """Checks of each endpoint, by the gateway itself; one that is down gets no requests."""
-    outlier: dict[str, Any] | None = None
-    """Reserved for outlier ejection."""
+    outlier: Annotated[Outlier | None, _switch] = Outlier()
+    """Takes out an endpoint that fails while others do not; `off` = never."""
     concurrency: Any = None
     """Reserved for the adaptive concurrency limit."""
 

@@ -9,6 +9,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from gwcore._speedups.breakers import Breakers
 from gwcore._speedups.shm import Segment
 
 from gwcore.admin import metrics
@@ -17,6 +18,7 @@ from gwcore.admin.figures import Opens, connection_figures
 from gwcore.admin.server import build_app
 from gwcore.config.load import load_text
 from gwcore.crew import Plan, Slot
+from gwcore.events import Events
 from gwcore.health import HealthChecks
 
 SECRET = "do-not-tell-anyone"
@@ -30,6 +32,10 @@ admin: {address: "127.0.0.1:9901", token: "%s"}
 
 class Gateway(SimpleNamespace):
     """As much of a supervisor as the admin interface sees."""
+
+    def take_events(self):
+        for event in self.breakers.events():
+            self.events.note(event)
 
     async def reload(self):
         self.reloaded += 1
@@ -45,7 +51,7 @@ def gateway():
         segment.slot("upstream", "be")
         crew = SimpleNamespace(slots=[Slot(0, pid=11), Slot(1, pid=12)], plan=Plan(1, -1), elders=[])
         return Gateway(
-            loaded=load_text(CONFIG % token), config=load_text(CONFIG % token).config, config_path="/etc/gw.yaml", segment=segment,
+            loaded=load_text(CONFIG % token), config=load_text(CONFIG % token).config, config_path="/etc/gw.yaml", segment=segment, breakers=Breakers(segment), events=Events(),
             crew=crew, discovery=SimpleNamespace(status=dict), tickets=SimpleNamespace(status=dict), certs=SimpleNamespace(status=list), health=SimpleNamespace(watched={}, tallies={}), state="serving", opens=Opens(), started=1.0, upgrades=0, reloads={"ok": 0, "refused": 0}, last_reload={}, reloaded=0, good=True,
         )  # fmt: skip
 

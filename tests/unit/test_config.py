@@ -118,7 +118,7 @@ def test_environment(monkeypatch):
 
 def test_warnings_name_what_cannot_win_and_what_has_no_effect():
     text = GOOD + "  - match: {path: /proxy}\n    upstream: users\n"
-    text = text.replace("  users:\n", "  users:\n    breaker: {open: 2s}\n")
+    text = text.replace("  users:\n", "  users:\n    concurrency: adaptive\n")
     got = [str(w) for w in load_text(text).warnings]
     assert any("can never win: route-2" in w for w in got) and any("not in effect" in w for w in got)
 
