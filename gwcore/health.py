@@ -85,18 +85,18 @@ class Watched:
 
 
 class HealthChecks:
-    """Call `use` with each configuration that comes into use, and whenever addresses have changed. `say` gets a line for each transition;
-    `healthy(upstream, cell, came back)` is called when a check passes after one that did not."""
+    """Call `use` with each configuration that comes into use, and whenever addresses have changed. `note` gets an event (see gwcore.events) for
+    each transition; `healthy(upstream, place, came back)` is called when a check passes after one that did not."""
 
     def __init__(
         self,
         segment: Segment,
         addresses: Addresses,
-        say: Callable[[str], None],
-        healthy: Callable[[Key, str, bool], None] = lambda *_: None,
+        note: Callable[[dict[str, Any]], None],
+        healthy: Callable[[str, str, bool], None] = lambda *_: None,
         rng: Callable[[], float] = random.random,
     ):
-        self.segment, self.addresses, self.say, self.healthy, self.rng = segment, addresses, say, healthy, rng
+        self.segment, self.addresses, self.note, self.healthy, self.rng = segment, addresses, note, healthy, rng
         self.tallies: dict[Key, Tally] = {}
         self.watched: dict[Key, Watched] = {}
         self.checkers: dict[str, tuple[Any, Checker]] = {}
@@ -180,18 +180,32 @@ class HealthChecks:
 
     def _count(self, key: Key, why: str, health: Health) -> None:
         tally = self.tallies[key]
-        ill = tally.failed > 0 or tally.state == "down"
+        before = tally.state
+        ill = tally.failed > 0 or before == "down"
         changed = tally.note(why, health)
         if changed:
             self._write(key)
             self._count_down(key[0])
-            upstream, name = key
             if tally.state == "down":
-                self.say(f"endpoint {name} of {upstream} is down: {tally.reason()}")
+                self._tell(key, before, "down", "checks_failed", tally.reason())
             elif tally.state == "back":
-                self.say(f"endpoint {name} of {upstream} is up again: {tally.passed} checks passed")
+                self._tell(key, before, "up", "checks_passed", f"{tally.passed} checks passed")
         if not why and ill:
-            self.healthy(key, self.watched[key].place.cell, changed)
+            self.healthy(key[0], self.watched[key].place.cell.split("|", 1)[1], changed)
+
+    def _tell(self, key: Key, before: str, to: str, reason: str, detail: str) -> None:
+        self.note(
+            {
+                "at": round(time.time(), 3),
+                "event": "health",
+                "upstream": key[0],
+                "endpoint": key[1],
+                "from": before,
+                "to": to,
+                "reason": reason,
+                "detail": detail,
+            }
+        )
 
     # ---- for others ----
 
@@ -201,7 +215,7 @@ class HealthChecks:
         for key in keys:
             self.tallies[key].drained = out
             self._write(key)
-            self.say(f"endpoint {key[1]} of {upstream} is {'drained' if out else 'in use again'}, by the admin interface")
+            self._tell(key, *(("in_use", "drained") if out else ("drained", "in_use")), "operator", "by the admin interface")
         return bool(keys)
 
     def legacy(self) -> bytes:

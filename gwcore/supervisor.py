@@ -79,7 +79,7 @@ class Supervisor:
         self.tickets = TicketKeys(self.segment, say)
         self.certs = CertWatch(lambda: self.config, self.use_addresses, say)
         self.discovery = Discovery(lambda: self.start_task(self.use_addresses()), say)
-        self.health = HealthChecks(self.segment, self.discovery.addresses, say, self.check_passed)
+        self.health = HealthChecks(self.segment, self.discovery.addresses, self.events.note, self.healthy)
         self.admin: Admin | None = None
         self.versions = 0
         self.started = time.time()
@@ -425,12 +425,11 @@ class Supervisor:
         for event in self.breakers.events():
             self.events.note(event)
 
-    def check_passed(self, key: tuple[str, str], cell: str, back: bool) -> None:
-        """An endpoint passed a check after one that it did not: its breaker need not wait to the end of its interval, nor the upstream's when the
-        endpoint is back."""
-        self.breakers.hint_healthy(key[0], cell.partition("|")[2])
+    def healthy(self, upstream: str, endpoint: str, back: bool) -> None:
+        """An active check passed after one that did not; back: the endpoint is up again."""
+        self.breakers.hint_healthy(upstream)
         if back:
-            self.breakers.hint_healthy(key[0])
+            self.breakers.hint_healthy(upstream, endpoint)
 
     def look_at_certificates(self) -> None:
         from gwcore.certwatch import LOOK_S

@@ -7,7 +7,8 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
-from gwcore._speedups.breaker_cell cimport cell_use, cell_would_admit
+from gwcore._speedups.breaker_cell cimport cell_state, cell_use, cell_would_admit
+from gwcore._speedups.breaker_core cimport BRK_CLOSED
 from gwcore._speedups.conn cimport Worker, random_next
 from gwcore._speedups.shm cimport HEALTH_BACK, gw_atomic_load, gw_atomic_load64
 from gwcore._speedups.plan cimport (
@@ -31,7 +32,8 @@ cdef bint endpoint_usable(Worker *w, const Upstream *u, const Endpoint *e) noexc
 
 
 cdef void upstream_survey(Worker *w, Upstream *u) noexcept nogil:
-    """Panic: fewer than health.panic of the endpoints are sound, or none. Then all are asked, for the few that are left would drown."""
+    """Panic: fewer than health.panic of the endpoints are sound, or none. Then all are asked, for the few that are left would drown. Probes
+    of the upstream are few: those that are left can take them."""
     cdef const Endpoint *e
     cdef uint32_t i, all = 0, sound = 0
     u.panic = False
@@ -42,7 +44,7 @@ cdef void upstream_survey(Worker *w, Upstream *u) noexcept nogil:
         if e.weight and e.sockaddr_len and not endpoint_drained(e):
             all += 1
             sound += endpoint_sound(w, u, e)
-    u.panic = sound == 0 or sound * 100 < all * u.panic_pct
+    u.panic = sound == 0 or (sound * 100 < all * u.panic_pct and cell_state(u.breaker.cell) == BRK_CLOSED)
 
 
 cdef bint endpoint_takes(Worker *w, const Upstream *u, const Endpoint *e) noexcept nogil:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import time
@@ -21,6 +22,7 @@ class Sick(Upstream):
     def __init__(self, name: str):
         self.name, self.checks, self.requests = name, 0, 0
         self.ill: bytes | None = None
+        self.broken = False  # requests get a 503
         super().__init__(self._answer)
 
     def _answer(self, c: Conversation) -> None:
@@ -28,7 +30,7 @@ class Sick(Upstream):
             head, _ = c.request()
             if b"gwcore-health" not in head:
                 self.requests += 1
-                c.send(ok(self.name.encode()))
+                c.send(b"HTTP/1.1 503 Broken\r\nContent-Length: 0\r\n\r\n" if self.broken else ok(self.name.encode()))
                 continue
             self.checks += 1
             c.send(ok(b"well") if self.ill is None else self.ill)
@@ -170,7 +172,9 @@ def test_a_sick_endpoint_gets_no_requests_until_it_is_well(checked, ill, reason)
     made[0].ill = None
     wait_until(lambda: state(g, made[0]).startswith("up"))
     assert set(shares(g.port, 30)) == {"a", "b", "c"}
-    assert "is down: 3 checks failed" in g.said() and "is up again: 2 checks passed" in g.said()
+    told = [json.loads(line) for line in g.said().splitlines() if '"event": "health"' in line]
+    assert [(e["to"], e["reason"]) for e in told] == [("down", "checks_failed"), ("up", "checks_passed")]
+    assert [e["event"] for e in json.loads(g.get("/status/events"))["events"]].count("health") == 2
 
 
 def test_a_dead_endpoint_is_down_and_says_refused(checked):
@@ -247,3 +251,23 @@ def test_drain_by_the_admin_interface(checked):
     assert set(shares(g.port, 30)) == {"b", "c"}
     g.get(f"/endpoints/undrain?upstream=be&endpoint={made[0].address}", "POST")
     assert set(shares(g.port, 30)) == {"a", "b", "c"}
+
+
+def test_a_passing_check_lets_an_open_breaker_try_at_once(checked):
+    """Every answer is bad for a while: the upstream's breaker opens and would wait for an hour, but for the checks."""
+    g, made = checked()
+    g.replace("slow_start: off", "slow_start: off, outlier: off, breaker: {open: 1h, open_max: 1h}")
+    assert g.reload()["ok"]
+    for u in made:
+        u.ill, u.broken = BAD, True
+
+    def breaker() -> str:
+        shares(g.port, 5)
+        return str(g.status()["upstreams"]["be"]["breaker"]["state"])
+
+    wait_until(lambda: breaker() == "open", 10, "the breaker's opening")
+    wait_until(lambda: all(state(g, u).startswith("down") for u in made))
+    assert all(state(g, u).endswith("panic, so it gets requests all the same") for u in made)
+    for u in made:
+        u.ill, u.broken = None, False
+    wait_until(lambda: breaker() == "closed", 10, "the breaker's closing")

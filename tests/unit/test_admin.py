@@ -247,7 +247,10 @@ def test_each_endpoint_has_a_state_a_reason_and_a_since(gateway):
         tally = g.health.tallies["be", "127.0.0.1:9"]
         tally.failed, tally.last = 3, "connect refused"
         tally.move("down")
-        assert endpoints(g)["be"]["127.0.0.1:9"]["reason"] == "3 checks failed, last: connect refused"
+        assert (
+            endpoints(g)["be"]["127.0.0.1:9"]["reason"]
+            == "3 checks failed, last: connect refused; panic, so it gets requests all the same"
+        )
         tally.failed = 0
         tally.move("back")
         e = endpoints(g)["be"]["127.0.0.1:9"]
@@ -255,6 +258,45 @@ def test_each_endpoint_has_a_state_a_reason_and_a_since(gateway):
         text = metrics.render(g).decode()
         assert 'gwcore_endpoint_up{endpoint="127.0.0.1:9",upstream="be"} 1.0' in text
         assert 'gwcore_endpoint_up{endpoint="127.0.0.1:7",upstream="be"} 0.0' in text
+        g.health.stop()
+
+    asyncio.run(story())
+
+
+def test_an_ejected_endpoint_says_what_was_held_against_it(gateway):
+    async def story() -> None:
+        g = gateway()
+        text = CONFIG.replace('["127.0.0.1:9"]', '["127.0.0.1:9", "127.0.0.1:8", "127.0.0.1:7"], health: {panic: 0.3}') % ""
+        g.config = load_text(text).config
+        g.health = HealthChecks(g.segment, lambda _: [], g.events.note)
+        g.health.use(g.config)
+        figures = {
+            "127.0.0.1:9": {
+                "state": "open",
+                "why": "failures",
+                "failure_ratio": 0.9,
+                "since_s": 3.0,
+                "forced": None,
+                "open_remaining_s": 2.0,
+            },
+            "127.0.0.1:8": {"state": "closed", "failure_ratio": 0.01},
+        }
+        g.breakers = SimpleNamespace(snapshot=lambda _, place: figures.get(place), events=list)
+        event = {"at": 1.0, "event": "breaker", "upstream": "be", "endpoint": "127.0.0.1:9", "from": "closed", "to": "open"}
+        g.events.note({**event, "reason": "failures", "failure_ratio": 0.87, "calls": 40.2})
+        told = endpoints(g)["be"]["127.0.0.1:9"]
+        assert told["state"] == "ejected"
+        assert told["reason"] == "failures: 87 % of 40 calls failed, siblings 1 %; next try in 2.0 s"
+        assert abs(told["since"] - time.time() + 3) < 1
+        figures["127.0.0.1:9"].update(state="half_open")
+        assert endpoints(g)["be"]["127.0.0.1:9"]["reason"].endswith("; probing")
+        figures["127.0.0.1:9"].update(state="open", forced="open")
+        for name in ("127.0.0.1:8", "127.0.0.1:7"):
+            g.health.tallies["be", name].move("down")
+        assert (
+            endpoints(g)["be"]["127.0.0.1:9"]["reason"]
+            == "forced open by the admin interface; panic, so it gets requests all the same"
+        )
         g.health.stop()
 
     asyncio.run(story())

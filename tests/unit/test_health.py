@@ -311,11 +311,11 @@ class World:
     def __init__(self) -> None:
         self.answers: dict[int, bytes] = {}
         self.asked: dict[int, int] = {}
-        self.said: list[str] = []
+        self.events: list[dict[str, Any]] = []
         self.hints: list[tuple[str, bool]] = []
         self.segment = Segment.create(1)
         self.checks = HealthChecks(
-            self.segment, lambda _: ["127.0.0.1"], self.said.append, lambda key, cell, back: self.hints.append((key[1], back))
+            self.segment, lambda _: ["127.0.0.1"], self.events.append, lambda _, place, back: self.hints.append((place, back))
         )
 
     async def start(self, n: int) -> list[int]:
@@ -365,11 +365,21 @@ def test_down_and_up_again_in_the_segment():
         w.answers[a] = BAD
         await w.until(lambda: w.state(a) == "down")
         assert w.state(b) == "up"
-        assert w.said == [f"endpoint 127.0.0.1:{a} of u is down: 3 checks failed, last: status 500"]
+        (event,) = w.events
+        assert event.pop("at") > 0
+        assert event == {
+            "event": "health",
+            "upstream": "u",
+            "endpoint": f"127.0.0.1:{a}",
+            "from": "up",
+            "to": "down",
+            "reason": "checks_failed",
+            "detail": "3 checks failed, last: status 500",
+        }
         assert w.hints == []
         w.answers[a] = OK
         await w.until(lambda: w.state(a) == "back")
-        assert w.said[1:] == [f"endpoint 127.0.0.1:{a} of u is up again: 2 checks passed"]
+        assert [(e["to"], e["detail"]) for e in w.events[1:]] == [("up", "2 checks passed")]
         assert w.hints == [(f"127.0.0.1:{a}", False), (f"127.0.0.1:{a}", True)]
 
     world(story)
