@@ -11,7 +11,7 @@ from bench.resilience.scenarios import SCENARIOS, Scenario
 PEERS = ("nginx", "haproxy", "envoy")
 CLOSE = (1.05, 10)  # a loss so near to another's (share and count) is the same: arrivals and choices of endpoints are chance
 
-# At the most, for a fault of 60 s at 100 requests a second. refused: good ones.
+# At the most, for a fault of about a minute at 100 requests a second. refused: good ones.
 LIMITS: dict[str, dict[str, float]] = {
     "all-503": {"detect_s": 0.5, "failed": 120, "recover_s": 10},
     "errors-30": {"refused_good": 0},
