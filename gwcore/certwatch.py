@@ -60,9 +60,10 @@ class CertWatch:
         self.alarms()
         now = {p: stamp(p) for p in self.files()}
         before, self.stamps = self.stamps, now
-        if all(before.get(p, s) == s for p, s in now.items()):
+        if all(before.get(p, s) == s for p, s in now.items()) and not self.staple_ended():
             return
         errors: list[str] = []
+        alarms: list[str] = []
         fresh: list[tuple[Any, certs.Material]] = []
         for name, upstream in self.config().upstreams.items():
             if upstream.tls is not None:
@@ -80,7 +81,9 @@ class CertWatch:
         for listener in self.config().listeners:
             if listener.tls is not None:
                 material = certs.read(
-                    listener.tls, lambda path, text: errors.append(f"{'.'.join(map(str, path))}: {text}"), lambda *_: None
+                    listener.tls,
+                    lambda path, text: errors.append(f"{'.'.join(map(str, path))}: {text}"),
+                    lambda path, text: alarms.append(text) if path[-1] == "ocsp" else None,
                 )
                 fresh.append((listener, material))
         if errors:
@@ -93,8 +96,15 @@ class CertWatch:
         self.complaint = ""
         for owner, material in fresh:
             owner._material = material
+        for text in alarms:
+            self.say(f"alarm: {text}")
         self.say("certificate files changed; using the new ones")
         await self.changed()
+
+    def staple_ended(self) -> bool:
+        """Does an OCSP response that is in use say nothing any more?"""
+        pairs = [p for x in self.config().listeners if x._material is not None for p in x._material.pairs]
+        return any(0 < p.ocsp_ends < time.time() for p in pairs)
 
     def alarms(self) -> None:
         for c in self.status():

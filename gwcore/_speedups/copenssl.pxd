@@ -25,15 +25,12 @@ cdef extern from "<openssl/bio.h>" nogil:
     void BIO_clear_retry_flags(BIO *b)
 
 cdef extern from "<openssl/err.h>" nogil:
-    unsigned long ERR_get_error()
     unsigned long ERR_peek_error()
-    unsigned long ERR_peek_last_error()
     void ERR_clear_error()
-    void ERR_error_string_n(unsigned long e, char *out, size_t size)
     const char *ERR_reason_error_string(unsigned long e)
     int ERR_GET_REASON(unsigned long e)
     int ERR_GET_LIB(unsigned long e)
-    enum: ERR_LIB_SSL, ERR_LIB_PEM
+    enum: ERR_LIB_SSL
 
 cdef extern from "<openssl/evp.h>" nogil:
     ctypedef struct EVP_PKEY
@@ -66,8 +63,6 @@ cdef extern from "<openssl/provider.h>" nogil:
     ctypedef struct OSSL_PROVIDER
     OSSL_PROVIDER *OSSL_PROVIDER_load(void *libctx, const char *name)
     int OSSL_PROVIDER_set_default_search_path(void *libctx, const char *path)
-    const char *OSSL_PROVIDER_get0_name(const OSSL_PROVIDER *p)
-    int OSSL_PROVIDER_available(void *libctx, const char *name)
     int EVP_set_default_properties(void *libctx, const char *properties)
 
 cdef extern from "<openssl/rand.h>" nogil:
@@ -99,19 +94,15 @@ ctypedef int (*pem_password_fn)(char *into, int size, int writing, void *arg) no
 cdef extern from "<openssl/x509v3.h>" nogil:
     ctypedef struct X509
     ctypedef struct X509_NAME
-    ctypedef struct X509_NAME_ENTRY
     ctypedef struct X509_STORE
-    ctypedef struct X509_STORE_CTX
     ctypedef struct X509_CRL
     ctypedef struct X509_VERIFY_PARAM
     ctypedef struct GENERAL_NAMES
     ctypedef struct GENERAL_NAME:
         int type
-    enum: GEN_DNS, GEN_IPADD, NID_subject_alt_name, NID_commonName, NID_X25519, NID_X9_62_prime256v1, NID_secp384r1, X509_V_FLAG_CRL_CHECK, X509_V_FLAG_CRL_CHECK_ALL, X509_V_OK, X509_V_ERR_CRL_HAS_EXPIRED
-    enum: X509_V_FLAG_PARTIAL_CHAIN
+    enum: GEN_DNS, GEN_IPADD, NID_subject_alt_name, NID_X25519, NID_X9_62_prime256v1, NID_secp384r1, X509_V_FLAG_CRL_CHECK, X509_V_FLAG_CRL_CHECK_ALL
     unsigned long XN_FLAG_RFC2253
     X509 *PEM_read_bio_X509(BIO *b, X509 **out, pem_password_fn password, void *arg)
-    X509 *PEM_read_bio_X509_AUX(BIO *b, X509 **out, pem_password_fn password, void *arg)
     X509_CRL *PEM_read_bio_X509_CRL(BIO *b, X509_CRL **out, pem_password_fn password, void *arg)
     EVP_PKEY *PEM_read_bio_PrivateKey(BIO *b, EVP_PKEY **out, pem_password_fn password, void *arg)
     void X509_free(X509 *x)
@@ -130,7 +121,6 @@ cdef extern from "<openssl/x509v3.h>" nogil:
     int X509_cmp_current_time(const ASN1_TIME *t)
     int X509_NAME_print_ex(BIO *out, const X509_NAME *n, int indent, unsigned long flags)
     char *X509_NAME_oneline(const X509_NAME *n, char *out, int size)
-    int X509_NAME_get_text_by_NID(X509_NAME *n, int nid, char *out, int size)
     void *X509_get_ext_d2i(const X509 *x, int nid, int *critical, int *index)
     void *GENERAL_NAME_get0_value(const GENERAL_NAME *n, int *kind)
     int sk_GENERAL_NAME_num(const GENERAL_NAMES *s)
@@ -139,32 +129,56 @@ cdef extern from "<openssl/x509v3.h>" nogil:
     int X509_STORE_add_cert(X509_STORE *s, X509 *x)
     int X509_STORE_add_crl(X509_STORE *s, X509_CRL *x)
     int X509_STORE_set_flags(X509_STORE *s, unsigned long flags)
-    int i2d_X509(X509 *x, unsigned char **out)
-    const char *X509_verify_cert_error_string(long n)
+
+cdef extern from "<openssl/ocsp.h>" nogil:
+    ctypedef struct OCSP_RESPONSE
+    ctypedef struct OCSP_BASICRESP
+    ctypedef struct OCSP_SINGLERESP
+    ctypedef struct OCSP_CERTID
+    enum: OCSP_RESPONSE_STATUS_SUCCESSFUL, V_OCSP_CERTSTATUS_GOOD, V_OCSP_CERTSTATUS_REVOKED
+    OCSP_RESPONSE *d2i_OCSP_RESPONSE(OCSP_RESPONSE **out, const unsigned char **at, long n)
+    void OCSP_RESPONSE_free(OCSP_RESPONSE *r)
+    int OCSP_response_status(OCSP_RESPONSE *r)
+    const char *OCSP_response_status_str(long status)
+    OCSP_BASICRESP *OCSP_response_get1_basic(OCSP_RESPONSE *r)
+    void OCSP_BASICRESP_free(OCSP_BASICRESP *b)
+    int OCSP_resp_count(OCSP_BASICRESP *b)
+    OCSP_SINGLERESP *OCSP_resp_get0(OCSP_BASICRESP *b, int i)
+    const OCSP_CERTID *OCSP_SINGLERESP_get0_id(const OCSP_SINGLERESP *s)
+    int OCSP_single_get0_status(OCSP_SINGLERESP *s, int *reason, ASN1_TIME **revoked, ASN1_TIME **this_, ASN1_TIME **next_)
+    int OCSP_id_get0_info(void **name, void **md, void **key, ASN1_INTEGER **serial, OCSP_CERTID *id)
+    const ASN1_INTEGER *X509_get0_serialNumber(const X509 *x)
+    int ASN1_INTEGER_cmp(const ASN1_INTEGER *a, const ASN1_INTEGER *b)
 
 cdef extern from "<openssl/ssl.h>" nogil:
+    ctypedef struct CipherStack "STACK_OF(SSL_CIPHER)"
+    CipherStack *SSL_CTX_get_ciphers(const SSL_CTX *c)
+    int sk_SSL_CIPHER_num(const CipherStack *s)
+    const SSL_CIPHER *sk_SSL_CIPHER_value(const CipherStack *s, int i)
+    int SSL_CIPHER_get_bits(const SSL_CIPHER *c, int *of)
+    int SSL_CIPHER_get_auth_nid(const SSL_CIPHER *c)
+    int SSL_CIPHER_get_cipher_nid(const SSL_CIPHER *c)
+    enum: NID_auth_null, NID_rc4, NID_des_ede3_cbc
     ctypedef struct SSL
     ctypedef struct SSL_CTX
     ctypedef struct SSL_METHOD
     ctypedef struct SSL_SESSION
     ctypedef struct SSL_CIPHER
     enum:
-        SSL_MODE_RELEASE_BUFFERS, SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER, SSL_ERROR_WANT_READ, SSL_ERROR_WANT_WRITE, SSL_ERROR_ZERO_RETURN, SSL_ERROR_SSL
-        SSL_ERROR_WANT_CLIENT_HELLO_CB, SSL_ERROR_WANT_ASYNC, SSL_ERROR_NONE, SSL_ERROR_SYSCALL
+        SSL_MODE_RELEASE_BUFFERS, SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER, SSL_ERROR_WANT_READ, SSL_ERROR_WANT_WRITE, SSL_ERROR_ZERO_RETURN
+        SSL_ERROR_WANT_CLIENT_HELLO_CB, SSL_ERROR_WANT_ASYNC
         SSL_VERIFY_NONE, SSL_VERIFY_PEER, SSL_VERIFY_FAIL_IF_NO_PEER_CERT, SSL_SESS_CACHE_OFF, SSL_SESS_CACHE_SERVER, SSL_SESS_CACHE_CLIENT
         SSL_SESS_CACHE_NO_INTERNAL, SSL_CLIENT_HELLO_SUCCESS, SSL_CLIENT_HELLO_ERROR, SSL_CLIENT_HELLO_RETRY
-        SSL_TLSEXT_ERR_OK, SSL_TLSEXT_ERR_NOACK, SSL_TLSEXT_ERR_ALERT_FATAL, SSL_AD_UNRECOGNIZED_NAME, SSL_AD_INTERNAL_ERROR
-        SSL_R_HTTP_REQUEST, SSL_R_CERTIFICATE_VERIFY_FAILED, SSL_R_PEER_DID_NOT_RETURN_A_CERTIFICATE, SSL_R_NO_SHARED_CIPHER, SSL_R_UNSUPPORTED_PROTOCOL
-        SSL_SENT_SHUTDOWN, SSL_RECEIVED_SHUTDOWN, TLS1_2_VERSION, TLS1_3_VERSION, TLSEXT_TYPE_server_name, TLSEXT_STATUSTYPE_ocsp
-        SSL_MAX_SID_CTX_LENGTH, OPENSSL_NPN_NEGOTIATED
+        SSL_TLSEXT_ERR_OK, SSL_TLSEXT_ERR_NOACK, SSL_TLSEXT_ERR_ALERT_FATAL, SSL_AD_UNRECOGNIZED_NAME
+        SSL_R_HTTP_REQUEST, SSL_R_CERTIFICATE_VERIFY_FAILED, SSL_R_PEER_DID_NOT_RETURN_A_CERTIFICATE
+        SSL_SENT_SHUTDOWN, SSL_RECEIVED_SHUTDOWN, TLS1_3_VERSION, TLSEXT_TYPE_server_name
         TLSEXT_TYPE_psk, TLSEXT_TYPE_early_data, TLSEXT_TYPE_supported_versions
     uint64_t SSL_OP_NO_RENEGOTIATION, SSL_OP_NO_COMPRESSION, SSL_OP_CIPHER_SERVER_PREFERENCE, SSL_OP_NO_TICKET, SSL_OP_PRIORITIZE_CHACHA
-    uint64_t SSL_OP_IGNORE_UNEXPECTED_EOF, SSL_OP_NO_ANTI_REPLAY
+    uint64_t SSL_OP_NO_ANTI_REPLAY
     const SSL_METHOD *TLS_server_method()
     const SSL_METHOD *TLS_client_method()
     SSL_CTX *SSL_CTX_new(const SSL_METHOD *m)
     void SSL_CTX_free(SSL_CTX *c)
-    int SSL_CTX_up_ref(SSL_CTX *c)
     long SSL_CTX_set_mode(SSL_CTX *c, long mode)
     uint64_t SSL_CTX_set_options(SSL_CTX *c, uint64_t options)
     int SSL_CTX_set_min_proto_version(SSL_CTX *c, int version)
@@ -175,28 +189,22 @@ cdef extern from "<openssl/ssl.h>" nogil:
     int SSL_CTX_use_certificate(SSL_CTX *c, X509 *x)
     int SSL_CTX_use_PrivateKey(SSL_CTX *c, EVP_PKEY *k)
     int SSL_CTX_add1_chain_cert(SSL_CTX *c, X509 *x)
-    int SSL_CTX_check_private_key(const SSL_CTX *c)
     void SSL_CTX_set_read_ahead(SSL_CTX *c, int on)
     int SSL_CTX_set_num_tickets(SSL_CTX *c, size_t n)
-    int SSL_CTX_set_session_id_context(SSL_CTX *c, const unsigned char *at, unsigned int n)
     long SSL_CTX_set_session_cache_mode(SSL_CTX *c, long mode)
     long SSL_CTX_set_timeout(SSL_CTX *c, long seconds)
     void SSL_CTX_set_client_hello_cb(SSL_CTX *c, int (*f)(SSL *, int *, void *) noexcept nogil, void *arg)
     void SSL_CTX_set_alpn_select_cb(SSL_CTX *c, int (*f)(SSL *, const unsigned char **, unsigned char *, const unsigned char *, unsigned int, void *) noexcept nogil, void *arg)
     int SSL_CTX_set_alpn_protos(SSL_CTX *c, const unsigned char *at, unsigned int n)
     long SSL_CTX_set_tlsext_status_cb(SSL_CTX *c, int (*f)(SSL *, void *) noexcept nogil)
-    long SSL_CTX_set_tlsext_status_arg(SSL_CTX *c, void *arg)
     int SSL_CTX_set_tlsext_ticket_key_evp_cb(SSL_CTX *c, int (*f)(SSL *, unsigned char *, unsigned char *, EVP_CIPHER_CTX *, EVP_MAC_CTX *, int) noexcept nogil)
     void SSL_CTX_set_verify(SSL_CTX *c, int mode, void *callback)
     void SSL_CTX_set_verify_depth(SSL_CTX *c, int depth)
     int SSL_CTX_set_default_verify_paths(SSL_CTX *c)
     X509_STORE *SSL_CTX_get_cert_store(const SSL_CTX *c)
     int SSL_CTX_add_client_CA(SSL_CTX *c, X509 *x)
-    int SSL_CTX_set_ex_data(SSL_CTX *c, int i, void *data)
-    void *SSL_CTX_get_ex_data(const SSL_CTX *c, int i)
     void SSL_CTX_sess_set_new_cb(SSL_CTX *c, int (*f)(SSL *, SSL_SESSION *) noexcept nogil)
     void SSL_CTX_sess_set_get_cb(SSL_CTX *c, SSL_SESSION *(*f)(SSL *, const unsigned char *, int, int *) noexcept nogil)
-    void SSL_CTX_sess_set_remove_cb(SSL_CTX *c, void (*f)(SSL_CTX *, SSL_SESSION *) noexcept nogil)
     int SSL_CTX_set_max_early_data(SSL_CTX *c, unsigned int n)
     int SSL_CTX_set_recv_max_early_data(SSL_CTX *c, unsigned int n)
     SSL *SSL_new(SSL_CTX *c)
@@ -206,47 +214,35 @@ cdef extern from "<openssl/ssl.h>" nogil:
     void SSL_set_connect_state(SSL *s)
     int SSL_do_handshake(SSL *s)
     int SSL_get_all_async_fds(SSL *s, int *fds, size_t *n)
-    long SSL_set_mode(SSL *s, long mode)
     long SSL_clear_mode(SSL *s, long mode)
     enum: SSL_MODE_ASYNC
     int SSL_read(SSL *s, void *at, int n)
     int SSL_write(SSL *s, const void *at, int n)
     int SSL_shutdown(SSL *s)
     void SSL_set_shutdown(SSL *s, int mode)
-    int SSL_get_shutdown(const SSL *s)
     int SSL_get_error(const SSL *s, int rc)
     int SSL_has_pending(const SSL *s)
-    int SSL_pending(const SSL *s)
-    int SSL_in_init(const SSL *s)
-    int SSL_is_server(const SSL *s)
     int SSL_version(const SSL *s)
     const char *SSL_get_version(const SSL *s)
     int SSL_session_reused(const SSL *s)
     void SSL_set_default_passwd_cb_userdata(SSL *s, void *data)
     void *SSL_get_default_passwd_cb_userdata(SSL *s)
     SSL_CTX *SSL_set_SSL_CTX(SSL *s, SSL_CTX *c)
-    void SSL_set_verify(SSL *s, int mode, void *callback)
     int SSL_set_session_id_context(SSL *s, const unsigned char *at, unsigned int n)
-    uint64_t SSL_set_options(SSL *s, uint64_t options)
     int SSL_client_hello_get0_ext(SSL *s, unsigned int kind, const unsigned char **at, size_t *n)
     const SSL_CIPHER *SSL_get_current_cipher(const SSL *s)
     const char *SSL_CIPHER_get_name(const SSL_CIPHER *c)
     uint16_t SSL_CIPHER_get_protocol_id(const SSL_CIPHER *c)
     int SSL_get_negotiated_group(SSL *s)
-    const char *SSL_group_to_name(SSL *s, int id)
     X509 *SSL_get0_peer_certificate(const SSL *s)
-    long SSL_get_verify_result(const SSL *s)
     int SSL_set_tlsext_host_name(SSL *s, const char *name)
     int SSL_set1_host(SSL *s, const char *name)
     X509_VERIFY_PARAM *SSL_get0_param(SSL *s)
     int X509_VERIFY_PARAM_set1_ip_asc(X509_VERIFY_PARAM *p, const char *ip)
     int SSL_set_session(SSL *s, SSL_SESSION *session)
     SSL_SESSION *SSL_get0_session(const SSL *s)
-    SSL_SESSION *SSL_get1_session(SSL *s)
-    int SSL_SESSION_up_ref(SSL_SESSION *s)
     void SSL_SESSION_free(SSL_SESSION *s)
     int SSL_SESSION_get_protocol_version(const SSL_SESSION *s)
-    int SSL_SESSION_is_resumable(const SSL_SESSION *s)
     size_t SSL_client_hello_get0_session_id(SSL *s, const unsigned char **at)
     long SSL_SESSION_get_time(const SSL_SESSION *s)
     long SSL_SESSION_set_time(SSL_SESSION *s, long t)
@@ -254,18 +250,15 @@ cdef extern from "<openssl/ssl.h>" nogil:
     int i2d_SSL_SESSION(SSL_SESSION *s, unsigned char **out)
     SSL_SESSION *d2i_SSL_SESSION(SSL_SESSION **out, const unsigned char **at, long n)
     long SSL_set_tlsext_status_ocsp_resp(SSL *s, unsigned char *at, long n)
-    long SSL_get_tlsext_status_type(SSL *s)
-    const char *SSL_get_servername(const SSL *s, int kind)
-    void SSL_get0_alpn_selected(const SSL *s, const unsigned char **at, unsigned int *n)
     int SSL_read_early_data(SSL *s, void *at, size_t n, size_t *read)
+    int SSL_write_early_data(SSL *s, const void *at, size_t n, size_t *written)
     int SSL_get_early_data_status(const SSL *s)
-    enum: SSL_READ_EARLY_DATA_ERROR, SSL_READ_EARLY_DATA_SUCCESS, SSL_READ_EARLY_DATA_FINISH, SSL_EARLY_DATA_ACCEPTED
+    void SSL_CTX_set_allow_early_data_cb(SSL_CTX *c, int (*f)(SSL *, void *) noexcept nogil, void *arg)
+    enum: SSL_READ_EARLY_DATA_SUCCESS, SSL_READ_EARLY_DATA_FINISH, SSL_EARLY_DATA_ACCEPTED, SSL_EARLY_DATA_REJECTED
 
 cdef extern from "<openssl/crypto.h>" nogil:
     void *OPENSSL_malloc(size_t n)
-    void OPENSSL_free(void *p)
     void OPENSSL_cleanse(void *p, size_t n)
     int OPENSSL_init_ssl(unsigned long options, const void *settings)
     enum: OPENSSL_VERSION
     const char *OpenSSL_version(int kind)
-    unsigned long OpenSSL_version_num()

@@ -14,6 +14,11 @@ from gwcore._speedups.copenssl cimport (
     PEM_read_bio_X509, PEM_read_bio_X509_CRL, SSL_CTX, SSL_CTX_free, SSL_CTX_new, SSL_CTX_set1_groups_list, SSL_CTX_set_cipher_list,
     SSL_CTX_set_ciphersuites, TLS_server_method, X509, X509_CRL, X509_CRL_free, X509_CRL_get0_nextUpdate, X509_NAME_oneline,
     X509_check_issued, X509_check_private_key, X509_digest, X509_free, X509_get_default_cert_dir, X509_get_default_cert_file, X509_get0_notAfter, X509_get0_notBefore, X509_get0_pubkey,
+    ASN1_INTEGER, ASN1_INTEGER_cmp, CipherStack, NID_auth_null, NID_des_ede3_cbc, NID_rc4, OCSP_BASICRESP, OCSP_BASICRESP_free, OCSP_CERTID,
+    OCSP_RESPONSE, OCSP_RESPONSE_STATUS_SUCCESSFUL, OCSP_RESPONSE_free, OCSP_SINGLERESP, OCSP_SINGLERESP_get0_id, OCSP_id_get0_info, OCSP_resp_count,
+    OCSP_resp_get0, OCSP_response_get1_basic, OCSP_response_status, OCSP_response_status_str, OCSP_single_get0_status, SSL_CIPHER, SSL_CIPHER_get_auth_nid,
+    SSL_CIPHER_get_bits, SSL_CIPHER_get_cipher_nid, SSL_CIPHER_get_name, SSL_CTX_get_ciphers, V_OCSP_CERTSTATUS_GOOD, V_OCSP_CERTSTATUS_REVOKED,
+    X509_get0_serialNumber, d2i_OCSP_RESPONSE, sk_SSL_CIPHER_num, sk_SSL_CIPHER_value,
     X509_get_ext_d2i, X509_get_issuer_name, X509_get_subject_name, sk_GENERAL_NAME_num, sk_GENERAL_NAME_value, tm_,
 )
 
@@ -188,6 +193,69 @@ def crl_expiry(pem: bytes) -> list:
     ERR_clear_error()
     if not out:
         raise ValueError("there is no revocation list in it")
+    return out
+
+
+def ocsp(der: bytes, chain: bytes) -> dict | None:
+    """What an OCSP response says of the first certificate of a PEM chain: status (good, revoked, unknown), this_update and next_update (unix time;
+    the latter None when it does not say). None when it is about other certificates. ValueError when it is no response, or no successful one."""
+    cdef const unsigned char *at = der
+    cdef BIO *b = BIO_new_mem_buf(<const char *>chain, <int>len(chain))
+    cdef X509 *x = PEM_read_bio_X509(b, NULL, no_password, NULL)
+    cdef OCSP_RESPONSE *r = d2i_OCSP_RESPONSE(NULL, &at, <long>len(der))
+    cdef OCSP_BASICRESP *basic
+    cdef OCSP_SINGLERESP *one
+    cdef ASN1_INTEGER *serial
+    cdef ASN1_TIME *since
+    cdef ASN1_TIME *until
+    cdef int i, status
+    found = None
+    BIO_free(b)
+    if r == NULL:
+        X509_free(x)
+        raise ValueError(f"is no OCSP response in DER ({trouble('unreadable')})")
+    status = OCSP_response_status(r)
+    basic = OCSP_response_get1_basic(r) if status == OCSP_RESPONSE_STATUS_SUCCESSFUL else NULL
+    OCSP_RESPONSE_free(r)
+    if basic == NULL:
+        X509_free(x)
+        ERR_clear_error()
+        raise ValueError(f"is an OCSP response without an answer ({OCSP_response_status_str(status).decode()})")
+    for i in range(OCSP_resp_count(basic)):
+        one = OCSP_resp_get0(basic, i)
+        serial = NULL
+        OCSP_id_get0_info(NULL, NULL, NULL, &serial, <OCSP_CERTID *>OCSP_SINGLERESP_get0_id(one))
+        if x == NULL or serial == NULL or ASN1_INTEGER_cmp(serial, X509_get0_serialNumber(x)) != 0:
+            continue
+        since = until = NULL
+        status = OCSP_single_get0_status(one, NULL, NULL, &since, &until)
+        found = {"status": {V_OCSP_CERTSTATUS_GOOD: "good", V_OCSP_CERTSTATUS_REVOKED: "revoked"}.get(status, "unknown"),
+                 "this_update": unix_time(since), "next_update": unix_time(until)}
+    OCSP_BASICRESP_free(basic)
+    X509_free(x)
+    ERR_clear_error()
+    return found
+
+
+def weak_ciphers(value: str) -> list[str]:
+    """Those that a list for TLS 1.2 lets in and that protect nobody any more: anonymous, without encryption, RC4, DES, below 112 bits."""
+    cdef SSL_CTX *c = SSL_CTX_new(TLS_server_method())
+    cdef bytes text = value.encode()
+    cdef CipherStack *all
+    cdef const SSL_CIPHER *one
+    cdef int i, kind
+    out = []
+    if c == NULL:
+        raise MemoryError
+    if SSL_CTX_set_cipher_list(c, text) == 1:
+        all = SSL_CTX_get_ciphers(c)
+        for i in range(sk_SSL_CIPHER_num(all)):
+            one = sk_SSL_CIPHER_value(all, i)
+            kind = SSL_CIPHER_get_cipher_nid(one)
+            if SSL_CIPHER_get_auth_nid(one) == NID_auth_null or kind == NID_rc4 or kind == NID_des_ede3_cbc or SSL_CIPHER_get_bits(one, NULL) < 112:
+                out.append(SSL_CIPHER_get_name(one).decode())
+    SSL_CTX_free(c)
+    ERR_clear_error()
     return out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from gwcore._speedups import crypto
 from gwcore.config.tls import ListenerTls, TlsRules, UpstreamTls
 
 WEAK_RSA_BITS = 2048
+WEAK = {"ANULL", "ENULL", "NULL", "ADH", "AECDH", "EXP", "EXPORT", "EXPORT40", "EXPORT56", "LOW", "RC2", "RC4", "DES", "3DES"}
 AUTHORITIES = (
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -28,9 +30,12 @@ class Pair:
 
     chain: bytes
     key: bytes
-    ocsp: bytes
     facts: dict[str, Any]
     """Of the certificate itself: see crypto.certificates."""
+    ocsp: bytes = b""
+    """A response to staple."""
+    ocsp_ends: float = 0.0
+    """When `ocsp` says nothing any more (unix time); 0 = it does not say."""
 
 
 @dataclass
@@ -67,7 +72,6 @@ def read(tls: ListenerTls, error: Complain, warn: Complain) -> Material:
     for i, c in enumerate(tls.certificates):
         at = ("certificates", i)
         chain, key = _read(c.cert, (*at, "cert"), error), _read(c.key, (*at, "key"), error)
-        ocsp = _read(c.ocsp, (*at, "ocsp"), error) if c.ocsp else b""
         if not chain or not key:
             continue
         try:
@@ -97,7 +101,7 @@ def read(tls: ListenerTls, error: Complain, warn: Complain) -> Material:
             warn((*at, "cert"), f"{c.cert}: expires on {day(own['not_after'])}")
         if own["not_before"] > now:
             warn((*at, "cert"), f"{c.cert}: is not valid before {day(own['not_before'])}")
-        out.pairs.append(Pair(chain, key, ocsp, own))
+        out.pairs.append(Pair(chain, key, own, *_ocsp(c.ocsp, (*at, "ocsp"), chain, error, warn)))
     auth = tls.client_auth
     if auth.mode != "off":
         out.client_ca = _read(auth.ca, ("client_auth", "ca"), error)
@@ -118,12 +122,46 @@ def read(tls: ListenerTls, error: Complain, warn: Complain) -> Material:
     return out
 
 
+def _ocsp(path: str, where: tuple[Any, ...], chain: bytes, error: Complain, warn: Complain) -> tuple[bytes, float]:
+    """A response to staple and when it ends. One that says nothing of this certificate today is not stapled: clients would take that for an attack."""
+    der = _read(path, where, error) if path else b""
+    if not der:
+        return b"", 0.0
+    try:
+        said = crypto.ocsp(der, chain)
+    except ValueError as why:
+        error(where, f"{path}: {why}")
+        return b"", 0.0
+    now = time.time()
+    if said is None:
+        warn(where, f"{path}: is about another certificate, and is not stapled; fetch one for the certificate beside it")
+    elif (said["next_update"] or now) < now:
+        warn(where, f"{path}: has ended on {day(said['next_update'])}, and is not stapled; fetch a new one")
+    else:
+        if said["status"] != "good":
+            warn(where, f"{path}: says that the certificate is {said['status']}; clients will refuse it")
+        return der, said["next_update"] or 0.0
+    return b"", 0.0
+
+
 def _judge_rules(tls: TlsRules, error: Complain) -> None:
     for key, value in (("ciphers", tls.ciphers), ("ciphersuites", tls.ciphersuites)):
         if value and not crypto.accepts(key, value):
             error((key,), f"{value!r} is not understood by {crypto.version()}")
+    weak = _weak(tls.ciphers or "")
+    if weak:
+        error(
+            ("ciphers",),
+            f"lets in {', '.join(weak)}, which protect nobody: name others, or leave them out with a '!' before the name",
+        )
     if not groups(tls):
         error(("groups",), f"none of {', '.join(tls.groups)} is known to {crypto.version()}")
+
+
+def _weak(ciphers: str) -> list[str]:
+    """What a list of ciphers lets in and must not: whole names as this OpenSSL has them, and words for those that it knows no more."""
+    words = [w for w in re.split(r"[:, ]+", ciphers) if w and w[0] not in "!-@"]
+    return sorted({w for w in words if set(re.split(r"[+-]", w.upper())) & WEAK}) + crypto.weak_ciphers(ciphers)[:4]
 
 
 def _authorities(error: Complain) -> bytes:
@@ -166,7 +204,7 @@ def read_upstream(tls: UpstreamTls, error: Complain) -> Material:
                 wrong = crypto.check_key(chain, key)
                 if wrong:
                     error(("key",), f"{tls.key}: {wrong}")
-                out.pairs.append(Pair(chain, key, b"", facts))
+                out.pairs.append(Pair(chain, key, facts))
     return out
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import ssl
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.x509 import ocsp
 
+from gwcore.certwatch import CertWatch, stamp
+from gwcore.config.load import ConfigErrors, load_text
 from tests.support import plane, read_reply, wait_until
 from tests.tls import CA, client_context, issue, listener, secure
 
@@ -28,13 +32,13 @@ def authority() -> tuple[x509.Certificate, EllipticCurvePrivateKey]:
     return x509.load_pem_x509_certificate(CA.cert_pem.bytes()), key
 
 
-def response(path: Path, serial_of: Path, status: ocsp.OCSPCertStatus) -> None:
+def response(path: Path, serial_of: Path, status: ocsp.OCSPCertStatus, ends: datetime.datetime = NOW + DAY) -> None:
     ca, key = authority()
     cert = x509.load_pem_x509_certificate(serial_of.read_bytes())
     revoked = NOW - DAY if status is ocsp.OCSPCertStatus.REVOKED else None
     made = (
         ocsp.OCSPResponseBuilder()
-        .add_response(cert, ca, hashes.SHA1(), status, NOW - DAY, NOW + DAY, revoked, None)
+        .add_response(cert, ca, hashes.SHA1(), status, NOW - DAY, ends, revoked, None)
         .responder_id(ocsp.OCSPResponderEncoding.HASH, ca)
         .sign(key, hashes.SHA256())
     )
@@ -65,6 +69,67 @@ def test_a_response_is_stapled_for_those_who_ask(tmp_path: Path):
         response(tmp_path / "a.der", tmp_path / "a.test.pem", ocsp.OCSPCertStatus.REVOKED)
         p.reload(RESPOND)
         assert "Cert Status: revoked" in stapled(p.port)
+
+
+def der(entry: str, path: Path) -> str:
+    return entry.replace("}", f", ocsp: {path}}}")
+
+
+def findings(entry: str) -> tuple[list[str], list[str]]:
+    """Errors and warnings of a configuration with this certificate."""
+    text = f"listeners: [{{address: '127.0.0.1:1', {listener(entry)}}}]\n{RESPOND}"
+    try:
+        return [], [str(w) for w in load_text(text).warnings]
+    except ConfigErrors as why:
+        return [str(e) for e in why.errors], []
+
+
+def test_what_is_no_response_is_refused(tmp_path: Path):  # T9
+    entry = der(issue(tmp_path, "a.test"), tmp_path / "a.der")
+    unauthorized = ocsp.OCSPResponseBuilder.build_unsuccessful(ocsp.OCSPResponseStatus.UNAUTHORIZED)
+    for rubbish in (b"rubbish", b"\x30\x03\x0a\x01", unauthorized.public_bytes(serialization.Encoding.DER)):
+        (tmp_path / "a.der").write_bytes(rubbish)
+        errors, _ = findings(entry)
+        assert len(errors) == 1 and "a.der" in errors[0] and "certificates[0].ocsp" in errors[0]
+
+
+@pytest.mark.parametrize("how", ["another certificate", "ended"])
+def test_what_says_nothing_today_is_not_stapled(tmp_path: Path, how: str):
+    entry = der(issue(tmp_path, "a.test"), tmp_path / "a.der")
+    issue(tmp_path, "b.test")
+    if how == "ended":
+        response(tmp_path / "a.der", tmp_path / "a.test.pem", ocsp.OCSPCertStatus.GOOD, ends=NOW - DAY / 2)
+    else:
+        response(tmp_path / "a.der", tmp_path / "b.test.pem", ocsp.OCSPCertStatus.GOOD)
+    errors, warnings = findings(entry)
+    assert not errors and len(warnings) == 1 and "a.der" in warnings[0] and "not stapled" in warnings[0]
+    with plane(RESPOND, listener=listener(entry)) as p:
+        assert "no response sent" in stapled(p.port)
+
+
+def test_one_that_ends_in_use_is_stapled_no_more(tmp_path: Path):
+    entry = der(issue(tmp_path, "a.test"), tmp_path / "a.der")
+    response(tmp_path / "a.der", tmp_path / "a.test.pem", ocsp.OCSPCertStatus.GOOD)
+    text = f"listeners: [{{address: '127.0.0.1:1', {listener(entry)}}}]\n{RESPOND}"
+    config = load_text(text).config
+    said: list[str] = []
+    changes: list[None] = []
+
+    async def changed() -> None:
+        changes.append(None)
+
+    watch = CertWatch(lambda: config, changed, said.append)
+    asyncio.run(watch.look())
+    material = config.listeners[0]._material
+    assert material and material.pairs[0].ocsp and not changes
+    response(tmp_path / "a.der", tmp_path / "a.test.pem", ocsp.OCSPCertStatus.GOOD, ends=NOW - DAY / 2)
+    watch.stamps = {p: stamp(p) for p in watch.files()}  # the file is as it was: time has passed
+    material.pairs[0].ocsp_ends = time.time() - 1
+    asyncio.run(watch.look())
+    material = config.listeners[0]._material
+    assert changes == [None] and material and material.pairs[0].ocsp == b"" and any("alarm" in x and "a.der" in x for x in said)
+    asyncio.run(watch.look())
+    assert changes == [None]
 
 
 def test_without_a_response_there_is_none(tmp_path: Path):

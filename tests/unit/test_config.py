@@ -289,6 +289,39 @@ def test_errors_do_not_show_secrets(text):
     assert "hush" not in str(e.value)
 
 
+@pytest.mark.parametrize(
+    ("ciphers", "named"),
+    [
+        ("aNULL:RC4", ["aNULL", "RC4"]),
+        ("ALL", ["ADH-"]),
+        ("ECDHE-ECDSA-AES128-GCM-SHA256:EXP-RC4-MD5", ["EXP-RC4-MD5"]),
+        ("ECDHE+AESGCM:DES-CBC3-SHA", ["DES-CBC3-SHA"]),
+        ("AESGCM:eNULL", ["eNULL"]),
+        ("ALL:COMPLEMENTOFALL:@SECLEVEL=0", ["ADH-"]),
+    ],
+)
+@pytest.mark.parametrize("where", ["listener", "upstream"])
+def test_ciphers_that_protect_nobody_are_refused(tmp_path, ciphers, named, where):  # T1
+    issue(tmp_path, "a.test")
+    own = "certificates: [{cert: a.test.pem, key: a.test.key}]"
+    bad = f", ciphers: '{ciphers}'"
+    text = f"listeners: [{{address: '127.0.0.1:1', tls: {{{own}{bad if where == 'listener' else ''}}}}}]\n"
+    if where == "upstream":
+        text += f"upstreams: {{a: {{endpoints: ['b:1'], tls: {{verify: off{bad}}}}}}}\n"
+    with pytest.raises(ConfigErrors) as e:
+        load_text(text + "routes: [{respond: {status: 200}}]\n", base=tmp_path)
+    assert len(e.value.errors) == 1 and e.value.errors[0].path.endswith("tls.ciphers")
+    assert all(name in str(e.value) for name in named)
+
+
+def test_ciphers_that_are_left_out_are_no_error(tmp_path):  # T1
+    issue(tmp_path, "a.test")
+    own = "certificates: [{cert: a.test.pem, key: a.test.key}]"
+    for good in ("HIGH:!aNULL:!RC4:!3DES", "ECDHE+AESGCM:ECDHE+CHACHA20", "ALL:!aNULL:!eNULL:-3DES:!SEED:!IDEA"):
+        text = f"listeners: [{{address: '127.0.0.1:1', tls: {{{own}, ciphers: '{good}'}}}}]\nroutes: [{{respond: {{status: 200}}}}]\n"
+        assert load_text(text, base=tmp_path).config
+
+
 def test_tls_1_2_has_no_ciphers_of_openssl_s_choice():  # T1
     for rules in (TlsRules(profile="modern", versions=["1.2"]), TlsRules(ciphers="")):
         assert rules.cipher_list == TlsRules().cipher_list
