@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
 import ssl
 from pathlib import Path
 from typing import Any
 
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 CA = trustme.CA()
 OTHER_CA = trustme.CA()
@@ -20,6 +24,31 @@ def issue(directory: Path, *names: str, rsa: bool = False, ca: trustme.CA = CA, 
     chain.write_bytes(b"".join(p.bytes() for p in made.cert_chain_pems))
     key.write_bytes(made.private_key_pem.bytes())
     return f"{{cert: {chain}, key: {key}}}"
+
+
+def issue_ed25519(directory: Path, name: str) -> str:
+    """The same with a key of Ed25519."""
+    ca = x509.load_pem_x509_certificate(CA.cert_pem.bytes())
+    key = Ed25519PrivateKey.generate()
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([]))
+        .issuer_name(ca.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=30))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=True)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca.public_key()), critical=False)  # type: ignore[arg-type]
+        .sign(serialization.load_pem_private_key(CA.private_key_pem.bytes(), None), hashes.SHA256())  # type: ignore[arg-type]
+    )
+    chain, file = directory / f"{name}-ed25519.pem", directory / f"{name}-ed25519.key"
+    chain.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    file.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return f"{{cert: {chain}, key: {file}}}"
 
 
 def listener(*entries: str, more: str = "") -> str:

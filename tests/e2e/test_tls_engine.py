@@ -1,4 +1,5 @@
-"""Private-key work by an asynchronous engine, which the test builds. It is loaded for a whole process, so each gateway is one."""
+"""Private-key work by an asynchronous engine and by an asynchronous provider, which the test builds. They are loaded for a whole process, so each
+gateway is one."""
 
 from __future__ import annotations
 
@@ -9,26 +10,31 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parent.parent / "async_engine.c"
+SOURCES = Path(__file__).parent.parent
 GATEWAY = """
 import sys, time, os, ssl, socket, threading
 from pathlib import Path
 from tests.support import plane, read_reply, wait_until, SLACK
-from tests.tls import client_context, issue, listener, secure
-directory, engine, more = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+from tests.tls import client_context, issue, issue_ed25519, listener, secure
+directory, crypto, more = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 RESPOND = "routes: [{respond: {status: 200, body: OK}}]"
-text = RESPOND + f"\\ntls: {{crypto: {{engine: '{engine}', asynchronous: on}}}}\\ntimeouts: {{tls_handshake: {sys.argv[4]}, linger: 100ms}}"
-with plane(text, listener=listener(issue(directory, "a.test"), more=more)) as p:
+text = RESPOND + f"\\ntls: {{crypto: {{{crypto}, asynchronous: on}}}}\\ntimeouts: {{tls_handshake: {sys.argv[4]}, linger: 100ms}}"
+made = issue_ed25519 if "providers" in crypto else issue
+with plane(text, listener=listener(made(directory, "a.test"), more=more)) as p:
     exec(sys.stdin.read())
 print("good")
 """
 
 
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> str:
-    out = tmp_path_factory.mktemp("engine") / "gwtest.so"
-    subprocess.run(["gcc", "-O1", "-shared", "-fPIC", "-o", str(out), str(SOURCE), "-lcrypto", "-lpthread"], check=True)
-    return str(out)
+@pytest.fixture(scope="module", params=["engine", "provider"])
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """How `tls.crypto` names it."""
+    out = tmp_path_factory.mktemp("modules") / "gwtest.so"
+    source = SOURCES / f"async_{request.param}.c"
+    subprocess.run(["gcc", "-O1", "-shared", "-fPIC", "-o", str(out), str(source), "-lcrypto", "-lpthread"], check=True)
+    if request.param == "engine":
+        return f"engine: '{out}'"
+    return f"providers: [default, gwtest], path: '{out.parent}', properties: '?provider=gwtest'"
 
 
 def run(tmp_path: Path, engine: str, what: str, more: str = "", limit: str = "10s", **environment: str) -> None:
