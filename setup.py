@@ -41,6 +41,7 @@ LIBRARIES = {
     "gwcore._speedups.tlscontext": OPENSSL,
     "gwcore._speedups.tlsserver": OPENSSL,
     "gwcore._speedups.tlsclient": OPENSSL,
+    "gwcore._speedups.early": OPENSSL,
     "gwcore._speedups.greet": OPENSSL,
     "gwcore._speedups.plane": OPENSSL,
 }

@@ -11,8 +11,8 @@ import contextlib
 import hashlib
 from collections import deque
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gwcore._speedups import crypto
 
@@ -20,10 +20,15 @@ if TYPE_CHECKING:
     from gwcore._speedups.plane import Plane
     from gwcore.config.schema import Config
 
-ASK, KEEP, EXTEND = range(3)
+ASK, KEEP, EXTEND, CLAIM = range(4)
 MISSED = 5  # look-ups in a row without an answer, and nobody asks for REST_S
 REST_S = 1.0
-FLIGHTS = 64  # look-ups under way at once, each of all handshakes that came in one turn
+FLIGHTS = 64  # look-ups under way at once, each of several handshakes
+BUSY = (
+    2  # so many under way, and what comes waits to be asked for together, for JOIN_S at the most: 10 us a session instead of 50
+)
+JOIN_S = 0.001
+WAITING = 1024  # handshakes that wait for a flight
 QUEUE = 4096  # sessions that wait to be written
 BATCH = 128
 GATHER_S = 0.02  # until a batch is written: alone, a write costs more than the handshake
@@ -52,6 +57,18 @@ def settings(config: Config) -> dict[str, Any] | None:
     )
 
 
+class Asked(NamedTuple):
+    """A handshake that waits for its session."""
+
+    claim: bool
+    """It brings early data: whoever removes the session from Redis may take that."""
+    handle: int
+    ttl_s: int
+    session: bytes
+    since: float
+    """When it began to wait, by the loop's clock."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """As `settings` gives them."""
@@ -72,7 +89,9 @@ class SharedSessions:
         self.settings: Settings | None = None
         self.client: Any = None
         self.missed = 0
-        self.flights: set[asyncio.Task[None]] = set()
+        self.flights: set[asyncio.Task[Any]] = set()
+        self.joining: asyncio.TimerHandle | None = None
+        self.waiting: deque[Asked] = deque()
         self.queue: deque[tuple[int, int, bytes]] = deque()
         self.written = asyncio.Event()
         self.writer: asyncio.Task[None] | None = None
@@ -102,10 +121,12 @@ class SharedSessions:
         for task in (*self.flights, self.writer):
             if task is not None:
                 task.cancel()
-        if self.rest is not None:
-            self.rest.cancel()
+        for timer in (self.rest, self.joining):
+            if timer is not None:
+                timer.cancel()
         self.queue.clear()
-        self.settings = self.writer = self.rest = None
+        self.skip()
+        self.settings = self.writer = self.rest = self.joining = None
         if self.client is not None:
             from gwcore.redis_client import close
 
@@ -116,25 +137,53 @@ class SharedSessions:
 
     def letters(self, letters: list[tuple[int, int, int, bytes]]) -> None:
         """What the data plane has to say."""
-        asked = []
+        now = self.loop.time()
         for kind, handle, ttl_s, session in letters:
-            if kind == ASK:
-                asked.append((handle, ttl_s, session))
+            if kind in (ASK, CLAIM):
+                self.waiting.append(Asked(kind == CLAIM, handle, ttl_s, session, now))
             elif len(self.queue) >= QUEUE:
                 self.plane.count_redis("dropped")
             else:
                 self.queue.append((kind, ttl_s, session))
                 self.written.set()
-        if not asked:
-            return
-        if len(self.flights) >= FLIGHTS or self.rest is not None:
-            self.plane.count_redis("skipped", n=len(asked))
-            for handle, _, _ in asked:
-                self.plane.resume(handle)
-            return
-        flight = self.loop.create_task(self.look_up(asked))
-        self.flights.add(flight)
-        flight.add_done_callback(self.flights.discard)
+        if self.rest is not None:
+            self.skip()
+        while len(self.waiting) > WAITING:
+            self.skip(1)
+        self.fly()
+
+    def fly(self) -> None:
+        """Ask for those who wait, unless it is better to wait for more."""
+        while self.waiting and len(self.flights) < FLIGHTS:
+            if len(self.flights) >= BUSY and self.loop.time() - self.waiting[0].since < JOIN_S:
+                break
+            asked = [self.waiting.popleft() for _ in range(min(BATCH, len(self.waiting)))]
+            flight = self.loop.create_task(self.look_up(asked))
+            self.flights.add(flight)
+            flight.add_done_callback(partial(self.landed, asked))
+        if self.waiting and self.joining is None:
+            self.joining = self.loop.call_later(JOIN_S, self.joined)
+
+    def joined(self) -> None:
+        self.joining = None
+        self.fly()
+
+    def landed(self, asked: list[Asked], flight: asyncio.Task[list[bytes | None]]) -> None:
+        """Let handshakes go on, whatever came of the look-up, if only that it was never begun."""
+        found = flight.result() if self.settings and not flight.cancelled() and not flight.exception() else []
+        now = self.loop.time()
+        for i, a in enumerate(asked):
+            what = self.take(a.session, found[i], a.ttl_s) if found else "errors"
+            self.plane.count_redis(what, now - a.since)
+            self.plane.resume(a.handle, a.claim and what == "hits")
+        self.flights.discard(flight)
+        self.fly()
+
+    def skip(self, n: int = WAITING * 2) -> None:
+        """Let the first n of those who wait go on without."""
+        for _ in range(min(n, len(self.waiting))):
+            self.plane.count_redis("skipped")
+            self.plane.resume(self.waiting.popleft().handle)
 
     def key(self, session: bytes) -> str:
         """Begins with the hash, which spreads over the shards of a cluster."""
@@ -143,31 +192,31 @@ class SharedSessions:
 
     # ---- reading ----
 
-    async def look_up(self, asked: list[tuple[int, int, bytes]]) -> None:
-        """Ask for sessions, then let their handshakes go on, whatever came of it."""
+    async def look_up(self, asked: list[Asked]) -> list[bytes | None]:
+        """What Redis has, or nothing when it does not say so before the first of them has waited for the deadline."""
         assert self.settings is not None
-        began = self.loop.time()
-        found: list[bytes | None] = []
         try:
-            async with asyncio.timeout(self.settings.deadline):
-                found = await self.read([session for _, _, session in asked])
-            self.missed = 0
+            async with asyncio.timeout_at(asked[0].since + self.settings.deadline):
+                found = await self.read(asked)
         except Exception:  # whatever a server or a network may do, handshakes go on
             self.missed += 1
             if self.missed >= MISSED:
                 self.rest_for_a_while()
-        finally:
-            took = self.loop.time() - began
-            for i, (handle, ttl_s, session) in enumerate(asked):
-                self.plane.count_redis(self.take(session, found[i], ttl_s) if found else "errors", took)
-                self.plane.resume(handle)
+            return []
+        self.missed = 0
+        return found
 
-    async def read(self, sessions: list[bytes]) -> list[bytes | None]:
-        if len(sessions) == 1:
-            return [await self.client.get(self.key(sessions[0]))]
+    async def read(self, asked: list[Asked]) -> list[bytes | None]:
+        """What Redis has. What is claimed is removed there in the same step, so that one machine alone finds it."""
+        assert self.settings is not None
+        if len(asked) == 1:
+            return [await (self.client.getdel if asked[0].claim else self.client.get)(self.key(asked[0].session))]
+        if not self.settings.cluster and not any(a.claim for a in asked):
+            all_: list[bytes | None] = await self.client.mget([self.key(a.session) for a in asked])
+            return all_
         async with self.client.pipeline(transaction=False) as p:
-            for session in sessions:
-                p.get(self.key(session))
+            for a in asked:
+                (p.getdel if a.claim else p.get)(self.key(a.session))
             found: list[bytes | None] = await p.execute()
             return found
 
@@ -186,6 +235,7 @@ class SharedSessions:
         """Redis does not answer: no handshake waits for it."""
         if self.rest is None:
             self.plane.ask_redis(False)
+            self.skip()
             self.rest = self.loop.call_later(REST_S, self.try_again)
 
     def try_again(self) -> None:

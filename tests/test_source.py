@@ -73,6 +73,7 @@ LEVELS = {
     "exchange": 15,
     "reactor": 16,
     "plane": 17,
+    "early": 9,
     "greet": 13,
     "handshake": 8,
     "probe": 10,

@@ -12,7 +12,7 @@ from gwcore._speedups.shm cimport Lane, Segment_
 from gwcore._speedups.slab cimport Slab, SlabItem
 from gwcore._speedups.sys cimport sockaddr_storage
 from gwcore._speedups.timer cimport Timer, Wheel
-from gwcore._speedups.tls cimport Tls, TlsIo
+from gwcore._speedups.tls cimport Tls, TlsIo, tls_is_early
 from gwcore._speedups.tlsjobs cimport Jobs
 from gwcore._speedups.tlsserver cimport TlsServer
 from gwcore._speedups.types cimport Link, Node, size_t, uint32_t, uint64_t
@@ -147,6 +147,10 @@ cdef struct Worker:          # one per process; the context of everything
     int pipes_max
     char path[8448]          # a normalised or rewritten path
     char host[272]           # a normalised host
+
+cdef inline uint64_t conn_limit(const Worker *w, const Conn *c, uint64_t due_ms) noexcept nogil:
+    """due_ms, but no later than the handshake's own limit while that is not over."""
+    return min(due_ms, c.opened_ms + w.plan.head.tls_handshake_ms) if tls_is_early(&c.tls) else due_ms
 
 cdef bint conn_move(Worker *w, Conn *c, int to) noexcept nogil
 cdef Conn *conn_open(Worker *w, int side, int fd) noexcept nogil

@@ -9,7 +9,7 @@ from gwcore._speedups.body cimport body_skip
 from gwcore._speedups.buffer cimport buf_bytes, buf_give, queue_clear
 from gwcore._speedups.clients cimport client_enter
 from gwcore._speedups.conn cimport (
-    SCRATCH_BYTES, C_IDLE, C_LINGER, Conn, Worker, conn_again, conn_arm, conn_close, conn_move, conn_read, conn_register, conn_rest,
+    SCRATCH_BYTES, C_IDLE, C_LINGER, Conn, Worker, conn_again, conn_arm, conn_close, conn_limit, conn_move, conn_read, conn_register, conn_rest,
     conn_send, conn_shut,
 )
 from gwcore._speedups.copenssl cimport SSL_R_HTTP_REQUEST
@@ -26,7 +26,7 @@ from gwcore._speedups.story cimport (
     Exchange,
 )
 from gwcore._speedups.sys cimport SOL_SOCKET, SO_LINGER, recv, setsockopt
-from gwcore._speedups.tls cimport tls_end
+from gwcore._speedups.tls cimport tls_end, tls_is_early
 from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK, link_push
 from gwcore.pool cimport CLOSE_ABORTED, CLOSE_ERROR, CLOSE_TUNNEL
 
@@ -175,7 +175,7 @@ cdef void client_next(Worker *w, Conn *c, bint keep) noexcept nogil:
     if not keep:
         if not c.watched:                    # nobody has told of bytes behind the request
             c.readable = not conn_dry(c)
-        if c.readable or c.input != NULL:
+        if c.readable or c.input != NULL or tls_is_early(&c.tls):        # what ends the handshake is on its way
             client_linger(w, c)
         else:
             conn_close(w, c)
@@ -183,7 +183,7 @@ cdef void client_next(Worker *w, Conn *c, bint keep) noexcept nogil:
     if not conn_move(w, c, C_IDLE):
         conn_close(w, c)
         return
-    conn_arm(w, c, w.now_ms + w.plan.head.keepalive_ms)
+    conn_arm(w, c, conn_limit(w, c, w.now_ms + w.plan.head.keepalive_ms))
     link_push(&w.lru, &c.idle.link)
     if c.input != NULL or c.readable:
         conn_again(w, c)

@@ -18,12 +18,13 @@ from gwcore._speedups.cllhttp cimport LLHTTP_REQUEST
 from gwcore._speedups.connect cimport upstream_close, upstream_quiet
 from gwcore._speedups.conn cimport (
     LOOK_LOG_MS, SCRATCH_BYTES, C_BUSY, C_CONNECTING, C_HEAD, C_IDLE, C_LINGER, NEVER_MS, Conn, Worker, conn_again, conn_arm,
-    conn_flush, conn_move, conn_read, conn_rest, conn_send, conn_watch, worker_look,
+    conn_flush, conn_limit, conn_move, conn_read, conn_rest, conn_send, conn_watch, worker_look,
 )
 from gwcore._speedups.deadline cimport answer_due, limits_find
 from gwcore._speedups.fields cimport BYTE_CLASS, B_TOKEN, M_DELETE, M_GET, M_HEAD, M_OPTIONS, M_PUT, M_TRACE
 from gwcore._speedups.forward cimport exchange_note, forward_request
-from gwcore._speedups.greet cimport greet
+from gwcore._speedups.early cimport early_safe
+from gwcore._speedups.greet cimport greet, greet_early
 from gwcore._speedups.handshake cimport handshake_due
 from gwcore._speedups.head cimport Head, HeadLimits, head_feed, head_init
 from gwcore._speedups.http1 cimport BODY_CHUNKED, BODY_LENGTH, host_normal, request_check
@@ -37,7 +38,7 @@ from gwcore._speedups.proxyproto cimport ProxyPeer, proxy_parse
 from gwcore._speedups.reasons cimport (
     R_BAD_PATH, R_BODY_TIMEOUT, R_BODY_TOO_LARGE, R_BODY_TOO_SLOW, R_BUFFER_LIMIT, R_CLIENT_CLOSED, R_CLIENT_WRITE_TIMEOUT,
     R_CONNECT_TIMEOUT, R_DEADLINE, R_HEADER_TIMEOUT, R_METHOD_NOT_ALLOWED, R_MISDIRECTED, R_NO_ROUTE, R_QUEUE_TIMEOUT, R_RESPONSE_IDLE,
-    R_RESPONSE_TIMEOUT, R_TLS_HANDSHAKE_TIMEOUT, R_TUNNEL_IDLE, R_UPSTREAM_RESET, R_UPSTREAM_WRITE_TIMEOUT, reason_row,
+    R_RESPONSE_TIMEOUT, R_TLS_HANDSHAKE_TIMEOUT, R_TOO_EARLY, R_TUNNEL_IDLE, R_UPSTREAM_RESET, R_UPSTREAM_WRITE_TIMEOUT, reason_row,
 )
 from gwcore._speedups.ring cimport ring_room
 from gwcore._speedups.router cimport RouteQuery, router_find
@@ -46,7 +47,7 @@ from gwcore._speedups.story cimport (
     REQ_DISCARD, REQ_STREAM, X_ANSWERING, X_DISCARDING, X_FLUSHING, X_QUEUED, X_SENT, X_TUNNEL, Exchange, deadline_over,
 )
 from gwcore._speedups.sys cimport FIONREAD, ioctl
-from gwcore._speedups.tls cimport tls_holds
+from gwcore._speedups.tls cimport tls_holds, tls_is_early
 from gwcore._speedups.tlsserver cimport server_owns
 from gwcore._speedups.tunnel cimport tunnel_event
 from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL, RC_OK, link_append, link_drop
@@ -81,9 +82,10 @@ cdef void client_input(Worker *w, Conn *c) noexcept nogil:
         link_append(&w.held, &c.run.link)
         worker_look(w, LOOK_LOG_MS)
         return
-    if c.input != NULL and c.state == C_IDLE:        # pipelined bytes
+    if c.input != NULL and (c.state == C_IDLE or c.tls.fed):         # pipelined bytes, or early data
         at, size = buf_bytes(c.input), c.input.len
-        before = 0
+        before = size - c.tls.fed if c.state == C_HEAD else 0
+        c.tls.fed = 0
     else:
         if not c.readable:
             return
@@ -162,7 +164,7 @@ cdef void client_head(Worker *w, Conn *c, const char *at, size_t size, size_t be
         return
     if c.state == C_IDLE:
         conn_move(w, c, C_HEAD)
-        conn_arm(w, c, w.now_ms + w.plan.head.header_ms)     # total, from the first byte
+        conn_arm(w, c, conn_limit(w, c, w.now_ms + w.plan.head.header_ms))       # total, from the first byte
     if conn_rest(w, c, at, size) != RC_OK:
         head_refuse(w, c, R_BUFFER_LIMIT)
     elif c.readable:
@@ -222,6 +224,7 @@ cdef void exchange_begin(Worker *w, Conn *c, const char *at, size_t size) noexce
         head_refuse(w, c, R_BUFFER_LIMIT)
         return
     x.bytes_in = h.size
+    x.early = tls_is_early(&c.tls)
     path, path_len = h.base + h.path, h.path_len
     if h.base[h.path] != c'*' and path_kind(path, path_len) != PATH_PLAIN:
         path_len = path_normalise(path, path_len, w.path)
@@ -233,6 +236,9 @@ cdef void exchange_begin(Worker *w, Conn *c, const char *at, size_t size) noexce
         return
     if path_len < 0:
         begin_refuse(w, x, at, size, R_BAD_PATH)
+        return
+    if x.early and not early_safe(h):
+        begin_refuse(w, x, at, size, R_TOO_EARLY)
         return
     if h.method == M_TRACE:
         begin_refuse(w, x, at, size, R_METHOD_NOT_ALLOWED)
@@ -270,7 +276,7 @@ cdef void exchange_begin(Worker *w, Conn *c, const char *at, size_t size) noexce
 
 cdef void begin_refuse(Worker *w, Exchange *x, const char *at, size_t size, int reason) noexcept nogil:
     conn_rest(w, x.client, at + w.request.size, size - w.request.size)
-    exchange_fail(w, x, reason, reason_row(reason).side == 0)
+    exchange_fail(w, x, reason, reason_row(reason).side == 0 and reason != R_TOO_EARLY)      # the client is to ask again here
 
 
 cdef void begin_answer(Worker *w, Exchange *x, const char *at, size_t size) noexcept nogil:
@@ -396,6 +402,8 @@ cdef void client_event(Worker *w, Conn *c) noexcept nogil:
     if c.state == C_LINGER:
         linger_read(w, c)
         return
+    if tls_is_early(&c.tls) and not greet_early(w, c):
+        return
     if x == NULL:
         if c.broken or (c.output.bytes and c.writable and conn_flush(w, c) == RC_FAIL):      # the rest of a flight of the handshake
             client_end(w, c, False)
@@ -473,12 +481,12 @@ cdef void client_timeout(Worker *w, Conn *c) noexcept nogil:
     if x == NULL:
         if c.state == C_LINGER:              # long enough
             client_end(w, c, False)
+        elif c.tls.due or tls_is_early(&c.tls):
+            tls_refuse(w, c, R_TLS_HANDSHAKE_TIMEOUT)
         elif c.state == C_HEAD:
             head_refuse(w, c, R_HEADER_TIMEOUT)
         elif c.proxy_due:
             proxy_refuse(w, c)
-        elif c.tls.due:
-            tls_refuse(w, c, R_TLS_HANDSHAKE_TIMEOUT)
         else:
             client_end(w, c, False)          # idle long enough
         return

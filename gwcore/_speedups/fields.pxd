@@ -9,7 +9,7 @@ cdef enum FieldId:
     F_HOP_LAST               # everything up to here never passes the gateway
     # read or set by us
     F_HOST, F_EXPECT, F_X_FORWARDED_FOR, F_X_FORWARDED_PROTO, F_X_FORWARDED_HOST, F_X_FORWARDED_PORT, F_FORWARDED, F_X_REAL_IP
-    F_VIA, F_X_REQUEST_ID, F_PROXY, F_X_GWCORE, F_ALIAS
+    F_VIA, F_X_REQUEST_ID, F_PROXY, F_X_GWCORE, F_ALIAS, F_EARLY_DATA
     # kept whatever Connection says
     F_AUTHORIZATION, F_COOKIE, F_CONTENT, F_IDEMPOTENCY_KEY
     F_DATE, F_SERVER, F_SET_COOKIE, F_MAX_FORWARDS

@@ -81,7 +81,7 @@ cdef Name name(const char *text, int id_) noexcept:
     word_read(letters, size, &n.case)
     return n
 
-cdef Name[30] NAMES
+cdef Name[31] NAMES
 NAMES[0] = name(b"authorization", F_AUTHORIZATION)
 NAMES[1] = name(b"connection", F_CONNECTION)
 NAMES[2] = name(b"content-length", F_CONTENT_LENGTH)
@@ -112,6 +112,7 @@ NAMES[26] = name(b"x-forwarded-host", F_X_FORWARDED_HOST)
 NAMES[27] = name(b"x-forwarded-port", F_X_FORWARDED_PORT)
 NAMES[28] = name(b"x-real-ip", F_X_REAL_IP)
 NAMES[29] = name(b"x-request-id", F_X_REQUEST_ID)
+NAMES[30] = name(b"early-data", F_EARLY_DATA)
 
 cdef enum: SLOTS = 128
 cdef uint8_t[SLOTS] SLOT         # row + 1 by slot of the hash; 0 = none
@@ -124,7 +125,7 @@ cdef inline uint32_t slot_of(const Word *w, uint64_t multiplier) noexcept nogil:
 
 cdef void names_index() noexcept:
     global MULTIPLIER
-    cdef int i, rows = 30
+    cdef int i, rows = 31
     cdef uint32_t slot
     cdef uint64_t multiplier = <uint64_t>0x9e3779b97f4a7c15
     while True:

@@ -10,7 +10,7 @@ from gwcore._speedups.buffer cimport BUF_HEAD, BUF_SMALL, buf_bytes, buf_take
 from gwcore._speedups.conn cimport Worker
 from gwcore._speedups.deadline cimport limit_is, limit_lines
 from gwcore._speedups.fields cimport (
-    BYTE_CLASS, B_TOKEN, F_ALIAS, F_CONTENT_LENGTH, F_EXPECT, F_FORWARDED, F_MAX_FORWARDS, F_PROXY, F_TRAILER, F_VIA,
+    BYTE_CLASS, B_TOKEN, F_ALIAS, F_CONTENT_LENGTH, F_EARLY_DATA, F_EXPECT, F_FORWARDED, F_MAX_FORWARDS, F_PROXY, F_TRAILER, F_VIA,
     F_X_FORWARDED_FOR, F_X_FORWARDED_HOST, F_X_FORWARDED_PORT, F_X_FORWARDED_PROTO, F_X_GWCORE, F_X_REAL_IP, F_X_REQUEST_ID,
     LOWER, M_OPTIONS,
 )
@@ -114,6 +114,9 @@ cdef int fields_choose(Worker *w, Exchange *x, Head *h) noexcept nogil:
             f.drop = 1
         elif f.id == F_X_FORWARDED_PROTO or f.id == F_X_FORWARDED_HOST or f.id == F_X_FORWARDED_PORT or f.id == F_X_REAL_IP:
             f.drop = not x.client.trusted
+        elif f.id == F_EARLY_DATA:               # said once, whoever said it how often (RFC 8470 5.1)
+            f.drop = 1
+            x.early = 1
         elif f.id == F_TRAILER:
             f.drop = not (x.route.trailers and h.chunked)
         elif f.id == F_MAX_FORWARDS:
@@ -174,6 +177,8 @@ cdef int forward_request(Worker *w, Exchange *x, Head *h, OutList *o, const char
         upgrade_lines(x, o)
     if x.te_trailers and x.route.trailers:
         out_copy(o, b"TE: trailers\r\nConnection: TE\r\n", 30)
+    if x.early:
+        out_copy(o, b"Early-Data: 1\r\n", 15)
     forwarded_lines(x.client, h, o)
     if x.client.tls.who != NULL:
         out_add(o, buf_bytes(x.client.tls.who), x.client.tls.who.len)

@@ -3,16 +3,18 @@ leave this one; without, a batch of events takes no more than a few, and the oth
 from libc.stdint cimport uint8_t, uint32_t
 
 from gwcore._speedups.conn cimport Conn, Worker, conn_again, conn_arm, random_next
-from gwcore._speedups.ends cimport client_end, tls_refuse
+from gwcore._speedups.ends cimport client_end, client_left, tls_refuse
+from gwcore._speedups.early cimport early_keep, early_read
 from gwcore._speedups.handshake cimport handshake_back, handshake_give, handshake_go
 from gwcore._speedups.handshakes cimport Step, crew_full, crew_take
 from gwcore._speedups.reasons cimport R_FAULT_INJECTED, R_OVERLOAD, R_TLS_CLIENT_CERT, R_TLS_HANDSHAKE
-from gwcore._speedups.sessions cimport LETTER_ASK, mail_put, session_offered
+from gwcore._speedups.sessions cimport LETTER_ASK, LETTER_CLAIM, mail_put, session_offered
 from gwcore._speedups.slab cimport slab_handle
 from gwcore._speedups.store cimport SESSION_ID
-from gwcore._speedups.tls cimport FAULT_CUT, FAULT_FAIL, FAULT_NONE, FAULT_STALL, FAULT_UNDRAWN, LOOKUP_ANSWERED, LOOKUP_WANTED
+from gwcore._speedups.story cimport Exchange
+from gwcore._speedups.tls cimport FAULT_CUT, FAULT_FAIL, FAULT_NONE, FAULT_STALL, FAULT_UNDRAWN, LOOKUP_ANSWERED, LOOKUP_WANTED, CLAIM_ASKED, tls_is_early
 from gwcore._speedups.tlsserver cimport TlsServer
-from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_OK, RC_PARK, link_append, link_drop
+from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK, RC_PARK, link_append, link_drop
 
 cdef enum:
     GREETS = 4               # steps in one batch: about a millisecond
@@ -22,7 +24,8 @@ cdef void park(Worker *w, Conn *c) noexcept nogil:
     """The handshake waits until Python has asked for its session, or goes on at once when nobody can be asked."""
     cdef uint8_t id[SESSION_ID]
     cdef TlsServer *s = <TlsServer *>c.tls.server
-    if session_offered(c.tls.ssl, s.sessions.max_version, id) and mail_put(&w.mail, LETTER_ASK, slab_handle(&c.item), s.sessions.lifetime_s, id):
+    if session_offered(c.tls.ssl, s.sessions.max_version, id) and mail_put(
+            &w.mail, LETTER_CLAIM if c.tls.claim == CLAIM_ASKED else LETTER_ASK, slab_handle(&c.item), s.sessions.lifetime_s, id):
         return
     w.lane.tls.redis_skipped += 1
     unpark(w, c)
@@ -47,8 +50,32 @@ cdef bint greeted(Worker *w, Conn *c, int rc) noexcept nogil:
     if rc != RC_OK:
         tls_refuse(w, c, R_TLS_CLIENT_CERT if c.tls.verify_failed else R_TLS_HANDSHAKE)
         return False
+    if tls_is_early(&c.tls):                 # the time limit of the handshake goes on
+        if not early_keep(w, c):
+            client_end(w, c, False)
+            return False
+        return greet_early(w, c)
     conn_arm(w, c, w.now_ms + w.plan.head.header_ms)
     return c.readable
+
+
+cdef bint greet_early(Worker *w, Conn *c) noexcept nogil:
+    """More of early data, and the end of the handshake behind it, whatever the connection does meanwhile. False: it is no more."""
+    cdef int rc = early_read(w, c)
+    if rc == RC_OK:
+        return True
+    if rc == RC_FAIL and not c.broken and c.exchange == NULL:
+        tls_refuse(w, c, R_TLS_HANDSHAKE)
+        return False
+    if rc == RC_FAIL and not c.broken:
+        w.lane.reasons[<int>R_TLS_HANDSHAKE] += 1
+        w.lane.tls.failed += 1
+        c.broken = 1
+    if c.exchange != NULL:
+        client_left(w, <Exchange *>c.exchange)
+    else:
+        client_end(w, c, False)
+    return False
 
 
 cdef bint spoilt(Worker *w, Conn *c) noexcept nogil:

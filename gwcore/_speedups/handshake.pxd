@@ -3,6 +3,7 @@ from gwcore._speedups.conn cimport Conn, Worker
 from gwcore._speedups.handshakes cimport Step
 
 cdef bint handshake_due(Worker *w, Conn *c) noexcept nogil
+cdef void handshake_over(Worker *w, Conn *c) noexcept nogil
 cdef int handshake_go(Worker *w, Conn *c) noexcept nogil
 cdef int handshake_connect(Worker *w, Conn *c) noexcept nogil
 cdef int handshake_give(Worker *w, Conn *c) noexcept nogil

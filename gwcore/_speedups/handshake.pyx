@@ -7,7 +7,7 @@ from gwcore._speedups.buffer cimport buf_give, buf_room, buf_take
 from gwcore._speedups.conn cimport CONN_JOB, C_IDLE, LocalPlan, plan_release, sealed_push, window_fill, window_keep
 from gwcore._speedups.handshakes cimport crew_give, step_free
 from gwcore._speedups.slab cimport slab_get, slab_handle
-from gwcore._speedups.tls cimport LOOKUP_ANSWERED, TLS_IN_BYTES, TLS_OUT_BYTES, tls_adopt, tls_begin, tls_holds, tls_io_open, tls_step
+from gwcore._speedups.tls cimport EARLY_NONE, EARLY_TRY, LOOKUP_ANSWERED, TLS_IN_BYTES, TLS_OUT_BYTES, tls_adopt, tls_begin, tls_holds, tls_io_open, tls_step
 from gwcore._speedups.tlsjobs cimport job_watch
 from gwcore._speedups.tlsserver cimport TlsServer, server_count, server_identity
 from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL, RC_OK
@@ -25,6 +25,8 @@ cdef bint handshake_due(Worker *w, Conn *c) noexcept nogil:
     c.input = NULL
     c.plan = w.plan
     c.plan.refs += 1
+    if server.spec.early and w.crew == NULL and not server.spec.asynchronous:
+        c.tls.early = EARLY_TRY
     return True
 
 
@@ -42,6 +44,14 @@ cdef bint identity_keep(Worker *w, Conn *c) noexcept nogil:
     return True
 
 
+cdef void handshake_over(Worker *w, Conn *c) noexcept nogil:
+    """Finished has come: count, and let go of what the handshake needed."""
+    server_count(<TlsServer *>c.tls.server, &c.tls, w.now_us - c.opened_ms * 1000)
+    plan_release(c)
+    if tls_holds(&c.tls):
+        c.readable = 1
+
+
 cdef int settle(Worker *w, Conn *c, int step) noexcept nogil:
     """After a step of the handshake: what is due when it is over."""
     if step == RC_OK:
@@ -49,11 +59,8 @@ cdef int settle(Worker *w, Conn *c, int step) noexcept nogil:
     if step == RC_OK and not identity_keep(w, c):
         c.tls.verify_failed = 1
         step = RC_FAIL
-    if step == RC_OK:
-        server_count(<TlsServer *>c.tls.server, &c.tls, w.now_us - c.opened_ms * 1000)
-        plan_release(c)
-        if tls_holds(&c.tls):
-            c.readable = 1
+    if step == RC_OK and c.tls.early == EARLY_NONE:
+        handshake_over(w, c)
     return step
 
 

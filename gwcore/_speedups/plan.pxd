@@ -185,6 +185,7 @@ cdef struct TlsSpec:         # of one listener
     uint32_t redis           # the store: Redis is behind it
     uint32_t lifetime_s      # of a session
     uint32_t asynchronous    # a provider may let handshakes wait
+    uint32_t early           # early data is taken
 
 cdef struct ListenerSpec:
     Str address

@@ -14,6 +14,7 @@ from gwcore._speedups.connect cimport upstream_close
 from gwcore._speedups.copenssl cimport SSL_CTX, SSL_CTX_free
 from gwcore._speedups.ends cimport client_end
 from gwcore._speedups.greet cimport unpark
+from gwcore._speedups.handshakes cimport Crew, crew_start, crew_stop
 from gwcore._speedups.histogram cimport histogram_cell
 from gwcore._speedups.plan cimport ListenerSpec, PlanHead, Route, Str, UpstreamSpec, plan_refused, plan_route, plan_text, plan_upstream
 from gwcore._speedups.reactor cimport (
@@ -22,14 +23,14 @@ from gwcore._speedups.reactor cimport (
 )
 from gwcore._speedups.regex cimport Regex, regex_compile, regex_free
 from gwcore._speedups.ring cimport ring_close, ring_open, ring_swap_fd
-from gwcore._speedups.sessions cimport Letter, mail_init, mail_take, mail_waits
+from gwcore._speedups.sessions cimport Letter, mail_init, mail_take, mail_waits, session_add
 from gwcore._speedups.shm cimport Segment, TlsCell, segment_lane, segment_store
 from gwcore._speedups.slab cimport Slab, slab_at, slab_close, slab_get, slab_init
 from gwcore._speedups.splice cimport pipes_close
 from gwcore._speedups.story cimport X_TUNNEL, Exchange
 from gwcore._speedups.store cimport SESSION_BYTES, SESSION_ID, store_get, store_put
 from gwcore._speedups.sys cimport MAP_FAILED, MAP_SHARED, PROT_READ, mmap, munmap
-from gwcore._speedups.tls cimport LOOKUP_WANTED, tls_io_close
+from gwcore._speedups.tls cimport CLAIM_WON, LOOKUP_WANTED, tls_io_close
 from gwcore._speedups.tlsclient cimport client_build
 from gwcore._speedups.tlsjobs cimport jobs_close, jobs_waiting
 from gwcore._speedups.tlsserver cimport TlsServer, server_build, server_free
@@ -52,6 +53,7 @@ cdef class Plane:
     cdef Segment segment
     cdef public object on_letters    # called with letters about sessions
     cdef dict prepared       # version -> address of a LocalPlan
+    cdef Crew *crew          # threads of a prepared plan, until it is committed
     cdef LocalPlan *plans    # every plan that is still in use, the current one first
     cdef Upstream **known
     cdef uint32_t n_known
@@ -121,14 +123,16 @@ cdef class Plane:
 
     def ask_redis(self, on: bool) -> None:
         """May handshakes wait for sessions? `on_letters` then gets lists of (kind, handle, ttl_s, id) from `drain`: 0 a handshake waits for `resume`,
-        1 a new session, 2 one that was used."""
+        1 a new session, 2 one that was used, 3 a handshake with early data waits: `resume` with claimed if Redis had the session and has it no more."""
         self.r.w.mail.open = on
 
-    def resume(self, handle: int) -> bool:
-        """Let a handshake go on that waits for its session. False: nobody waits there any more."""
+    def resume(self, handle: int, claimed: bool = False) -> bool:
+        """Let a handshake go on that waits for its session; claimed: no other machine takes early data under it. False: nobody waits there any more."""
         cdef Conn *c = <Conn *>slab_get(&self.r.w.clients, handle)
         if c == NULL or c.state != C_IDLE or c.tls.away or c.tls.lookup != LOOKUP_WANTED:
             return False
+        if claimed:
+            c.tls.claim = CLAIM_WON
         unpark(&self.r.w, c)
         clock_arm(&self.r.w)
         return True
@@ -145,8 +149,8 @@ cdef class Plane:
         cdef Worker *w = &self.r.w
         cdef int kept = store_put(segment_store(w.segment), w.number, id, session, <uint32_t>len(session),
                                   w.wall_ms + <uint64_t>(ttl_s * 1000), w.wall_ms) if len(id) == SESSION_ID else 0
-        w.lane.tls.sessions_kept += kept != 0
-        w.lane.tls.sessions_evicted += kept == 2
+        session_add(&w.lane.tls.sessions_kept, kept != 0)
+        session_add(&w.lane.tls.sessions_evicted, kept == 2)
         return kept != 0
 
     def count_redis(self, what: str, seconds: float = -1.0, n: int = 1) -> None:
@@ -163,7 +167,7 @@ cdef class Plane:
         elif what == "written":
             c.redis_written += n
         else:
-            c.redis_dropped += n             # handshake threads count here too: one may be lost
+            session_add(&c.redis_dropped, n)
         if seconds >= 0:
             c.redis_us += <uint64_t>(seconds * 1e6)
             c.redis_seconds[histogram_cell(<uint64_t>(seconds * 1e6))] += 1
@@ -226,6 +230,11 @@ cdef class Plane:
                 plan_free(p)
                 raise ValueError(f"upstreams: tls: {error.decode(errors='replace')}")
         self.discard(version)
+        if p.head.handshake_threads and p.head.tls.n and self.r.w.crew == NULL and self.crew == NULL:
+            self.crew = crew_start(p.head.handshake_threads, p.head.handshake_queue)
+            if self.crew == NULL:
+                plan_free(p)
+                raise ValueError("tls.handshake_threads: the system starts no thread; raise the limit on processes, or set it to 0")
         self.prepared[version] = <uint64_t>p
 
     def discard(self, version: int) -> None:
@@ -272,9 +281,8 @@ cdef class Plane:
                 for k in range(self.known[i].n):
                     self.known[i].endpoints[k].pool.draining = 1
         self._limits()
-        if p.head.handshake_threads and self.r.w.crew == NULL and p.head.tls.n:
-            if not reactor_crew(&self.r, p.head.handshake_threads, p.head.handshake_queue):
-                raise OSError("cannot start the threads for handshakes")
+        if self.crew != NULL and p.head.handshake_threads and p.head.tls.n and reactor_crew(&self.r, self.crew):
+            self.crew = NULL
         for i in range(self.r.n_listeners):
             self._listener(i)
         self._close_pooled(False)
@@ -485,6 +493,8 @@ cdef class Plane:
         self._close_pooled(True)
         self.set_log(-1)
         reactor_close(&self.r)
+        crew_stop(self.crew)
+        self.crew = NULL
         for version in list(self.prepared):
             self.discard(version)
         while self.plans != NULL:

@@ -1,5 +1,6 @@
 # Level 10. The event loop of a worker: its own epoll, drained in batches under a time budget.
 from gwcore._speedups.conn cimport LISTENERS_MAX, Worker
+from gwcore._speedups.handshakes cimport Crew
 from gwcore._speedups.types cimport uint32_t, uint64_t
 from libc.stdint cimport uint8_t
 
@@ -17,7 +18,7 @@ cdef struct Reactor:
     int n_listeners
 
 cdef bint reactor_open(Reactor *r) noexcept nogil
-cdef bint reactor_crew(Reactor *r, uint32_t threads, uint32_t limit) noexcept nogil
+cdef bint reactor_crew(Reactor *r, Crew *crew) noexcept nogil
 cdef void reactor_close(Reactor *r) noexcept nogil
 cdef void clock_arm(Worker *w) noexcept nogil
 cdef void reactor_drain(Reactor *r) noexcept nogil

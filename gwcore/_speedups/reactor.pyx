@@ -15,7 +15,7 @@ from gwcore._speedups.ends cimport client_admit, client_end, client_settle, head
 from gwcore._speedups.exchange cimport client_event, client_timeout, queue_serve, upstream_event, upstream_timeout
 from gwcore._speedups.greet cimport greet_back
 from gwcore._speedups.handshake cimport handshake_due
-from gwcore._speedups.handshakes cimport crew_start, crew_stop
+from gwcore._speedups.handshakes cimport crew_stop
 from gwcore._speedups.plan cimport plan_trusts
 from gwcore._speedups.reasons cimport R_CONNECTION_LIMIT
 from gwcore._speedups.slab cimport slab_at, slab_bytes
@@ -108,15 +108,15 @@ cdef bint reactor_open(Reactor *r) noexcept nogil:
     return True
 
 
-cdef bint reactor_crew(Reactor *r, uint32_t threads, uint32_t limit) noexcept nogil:
-    """Let threads do the handshakes from now on; False when the system refuses one."""
+cdef bint reactor_crew(Reactor *r, Crew *crew) noexcept nogil:
+    """Let this crew do the handshakes from now on. False: the system does not watch it, and it is still the caller's."""
     cdef epoll_event e
-    r.w.crew = crew_start(threads, limit)
-    if r.w.crew == NULL:
-        return False
     e.events = EPOLLIN
     e.data.u64 = <uint64_t>CONN_CREW << 28
-    return epoll_ctl(r.w.ep, EPOLL_CTL_ADD, r.w.crew.wake_fd, &e) == 0
+    if epoll_ctl(r.w.ep, EPOLL_CTL_ADD, crew.wake_fd, &e) != 0:
+        return False
+    r.w.crew = crew
+    return True
 
 
 cdef void reactor_close(Reactor *r) noexcept nogil:

@@ -6,10 +6,17 @@ from gwcore._speedups.tls cimport Tls
 from gwcore._speedups.types cimport uint32_t, uint64_t
 from libc.stdint cimport uint8_t
 
+cdef extern from * nogil:
+    """
+    #define session_add(p, n) ((void)__atomic_fetch_add((p), (n), __ATOMIC_RELAXED))
+    """
+    void session_add(uint64_t *p, uint64_t n)       # to a figure that handshake threads add to as well
+
 cdef enum LetterKind:
     LETTER_ASK               # a handshake waits for the session of this id
     LETTER_KEEP              # a new session, to be read from the store
     LETTER_EXTEND            # a session was used and lives longer
+    LETTER_CLAIM             # as LETTER_ASK, of one that is to admit early data: whoever removes it from Redis has it
 
 cdef struct Letter:
     uint64_t turn            # whose the place is: equal to the number of a writer, or one more for the reader
@@ -40,6 +47,7 @@ cdef bint mail_take(Mail *m, Letter *out) noexcept nogil
 cdef bint session_offered(SSL *ssl, uint32_t max_version, uint8_t *id) noexcept nogil
 cdef bint session_wanted(SessionUse *u, Tls *t, SSL *ssl) noexcept nogil
 cdef SSL_SESSION *session_find(SessionUse *u, Tls *t, const uint8_t *id, int size) noexcept nogil
+cdef bint session_claim(SessionUse *u, Tls *t, SSL *ssl) noexcept nogil
 cdef void session_keep(SessionUse *u, SSL_SESSION *s) noexcept nogil
 
 cdef inline bint mail_waits(const Mail *m) noexcept nogil:

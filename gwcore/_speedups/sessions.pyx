@@ -7,16 +7,15 @@ from libc.string cimport memcmp, memcpy
 from gwcore._speedups.copenssl cimport (
     ERR_clear_error, OPENSSL_cleanse, SSL_SESSION_free, SSL_SESSION_get_id, SSL_SESSION_get_protocol_version, SSL_SESSION_get_time,
     SSL_SESSION_set_time, SSL_client_hello_get0_ext, SSL_client_hello_get0_session_id, TLS1_3_VERSION, TLSEXT_TYPE_psk,
-    TLSEXT_TYPE_supported_versions, d2i_SSL_SESSION, i2d_SSL_SESSION,
+    TLSEXT_TYPE_early_data, TLSEXT_TYPE_supported_versions, SSL_get0_session, d2i_SSL_SESSION, i2d_SSL_SESSION,
 )
-from gwcore._speedups.store cimport SESSION_BYTES, SESSION_ID, store_extend, store_get, store_put
-from gwcore._speedups.tls cimport LOOKUP_NONE, LOOKUP_USED, LOOKUP_WANTED, TLS_LOCAL, TLS_REDIS
+from gwcore._speedups.store cimport SESSION_BYTES, SESSION_ID, store_extend, store_get, store_put, store_take
+from gwcore._speedups.tls cimport CLAIM_ASKED, CLAIM_WON, EARLY_TRY, LOOKUP_NONE, LOOKUP_USED, LOOKUP_WANTED, TLS_LOCAL, TLS_REDIS
 
 cdef extern from * nogil:
     """
     #define mail_load(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
     #define mail_store(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
-    #define session_count(p) ((void)__atomic_fetch_add((p), 1, __ATOMIC_RELAXED))
     static int mail_claim(uint64_t *p, uint64_t was) {
         return __atomic_compare_exchange_n(p, &was, was + 1, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
     }
@@ -24,7 +23,6 @@ cdef extern from * nogil:
     uint64_t mail_load(const uint64_t *p)
     void mail_store(uint64_t *p, uint64_t v)
     bint mail_claim(uint64_t *p, uint64_t was)
-    void session_count(uint64_t *p)
 
 cdef enum:
     LETTERS = 512
@@ -106,14 +104,20 @@ cdef bint session_offered(SSL *ssl, uint32_t max_version, uint8_t *id) noexcept 
 
 
 cdef bint session_wanted(SessionUse *u, Tls *t, SSL *ssl) noexcept nogil:
-    """Must Redis be asked before this handshake goes on? Once at the most."""
+    """Must Redis be asked before this handshake goes on? Once at the most. With early data always: a copy at hand says nothing of other machines."""
     cdef uint8_t bytes[SESSION_BYTES]
     cdef uint8_t id[SESSION_ID]
+    cdef const unsigned char *at
+    cdef size_t n
     cdef uint64_t due
     if t.lookup != LOOKUP_NONE:
         t.lookup = LOOKUP_USED
         return False
-    if not u.redis or not u.mail.open or not session_offered(ssl, u.max_version, id) or store_get(u.store, id, bytes, u.wall_ms[0], &due):
+    if not u.redis or not u.mail.open or not session_offered(ssl, u.max_version, id):
+        return False
+    if t.early == EARLY_TRY and SSL_client_hello_get0_ext(ssl, TLSEXT_TYPE_early_data, &at, &n) == 1:
+        t.claim = CLAIM_ASKED
+    elif store_get(u.store, id, bytes, u.wall_ms[0], &due):
         return False
     t.lookup = LOOKUP_WANTED
     return True
@@ -151,11 +155,24 @@ cdef SSL_SESSION *session_find(SessionUse *u, Tls *t, const uint8_t *id, int siz
             SSL_SESSION_free(s)
             s = NULL
     if s == NULL:
-        session_count(&u.cell.store_misses)
+        session_add(&u.cell.store_misses, 1)
         return NULL
-    session_count(&u.cell.store_hits)
-    t.kind = TLS_REDIS if t.lookup != LOOKUP_NONE else TLS_LOCAL
+    session_add(&u.cell.store_hits, 1)
+    t.kind = TLS_REDIS if t.lookup != LOOKUP_NONE and t.claim != CLAIM_ASKED else TLS_LOCAL
     return s
+
+
+cdef bint session_claim(SessionUse *u, Tls *t, SSL *ssl) noexcept nogil:
+    """May early data of this handshake be taken? A session admits it once: for whoever removes it from the store of this machine first and, with
+    Redis behind the store, has removed it there. OpenSSL asks when all else is in order, the client's proof that the session is its own included."""
+    cdef unsigned int n = 0
+    cdef const unsigned char *id = SSL_SESSION_get_id(SSL_get0_session(ssl), &n)
+    cdef bint won = n == SESSION_ID and store_take(u.store, u.worker, id, u.wall_ms[0])
+    if u.redis and t.claim != CLAIM_WON:
+        won = False
+    if won:
+        session_add(&u.cell.early_accepted, 1)
+    return won
 
 
 cdef void session_keep(SessionUse *u, SSL_SESSION *s) noexcept nogil:
@@ -171,10 +188,10 @@ cdef void session_keep(SessionUse *u, SSL_SESSION *s) noexcept nogil:
         kept = store_put(u.store, u.worker, id, bytes, <uint32_t>size, now + u.lifetime_s * <uint64_t>1000, now)
         OPENSSL_cleanse(bytes, <size_t>size)
     if not kept:
-        session_count(&u.cell.sessions_refused)
+        session_add(&u.cell.sessions_refused, 1)
         return
-    session_count(&u.cell.sessions_kept)
+    session_add(&u.cell.sessions_kept, 1)
     if kept == 2:
-        session_count(&u.cell.sessions_evicted)
+        session_add(&u.cell.sessions_evicted, 1)
     if u.redis and not (u.mail.open and mail_put(u.mail, LETTER_KEEP, 0, u.lifetime_s, id)):
-        session_count(&u.cell.redis_dropped)
+        session_add(&u.cell.redis_dropped, 1)

@@ -30,6 +30,7 @@ cdef size_t store_bytes(uint32_t entries) noexcept nogil
 cdef void store_init(Store *s, uint32_t entries) noexcept nogil
 cdef int store_put(Store *s, uint32_t worker, const uint8_t *id, const uint8_t *at, uint32_t size, uint64_t due_ms, uint64_t now_ms) noexcept nogil
 cdef uint32_t store_get(Store *s, const uint8_t *id, uint8_t *out, uint64_t now_ms, uint64_t *due_ms) noexcept nogil
+cdef bint store_take(Store *s, uint32_t worker, const uint8_t *id, uint64_t now_ms) noexcept nogil
 cdef void store_extend(Store *s, uint32_t worker, const uint8_t *id, uint64_t due_ms, uint64_t now_ms) noexcept nogil
 cdef void store_retire(Store *s, uint32_t worker) noexcept nogil
 cdef void store_forget(Store *s) noexcept nogil

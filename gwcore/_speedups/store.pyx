@@ -136,6 +136,24 @@ cdef uint32_t store_get(Store *s, const uint8_t *id, uint8_t *out, uint64_t now_
     return 0
 
 
+cdef bint store_take(Store *s, uint32_t worker, const uint8_t *id, uint64_t now_ms) noexcept nogil:
+    """Remove an entry. Of all who do so at once, in whatever worker, one is told True; nobody is when others write there."""
+    cdef StoreSlot *slot
+    cdef uint64_t seen
+    cdef uint32_t _i, k
+    cdef bint taken = False
+    for k in range(2):
+        slot = slots(s, &s.shelves[k], id)
+        for _i in range(STORE_WAYS):
+            seen = store_load(&slot.lock)
+            if not seen & 1 and holds(s, slot, now_ms) and memcmp(slot.id, id, SESSION_ID) == 0 and claim(slot, seen, worker):
+                store_set(&slot.due_ms, 0)
+                unclaim(slot, seen)
+                taken = True
+            slot += 1
+    return taken
+
+
 cdef void store_extend(Store *s, uint32_t worker, const uint8_t *id, uint64_t due_ms, uint64_t now_ms) noexcept nogil:
     """Let an entry live until due_ms, where it is still there."""
     cdef StoreSlot *slot

@@ -106,6 +106,7 @@ cdef struct Exchange:
     uint8_t te_trailers
     uint8_t upgrade          # number + 1 of the route's token that the client asked for
     uint8_t tier
+    uint8_t early            # it may be a copy of an old one: it came in early data here, or says that it did before
     uint8_t hop              # number that a trusted gateway before us gave its attempt; 1 = the first, or nobody said
     uint8_t retries          # attempts after the first that were charged to the budget
 

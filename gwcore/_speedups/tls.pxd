@@ -11,10 +11,19 @@ cdef enum:
     TLS_RECORD_FIRST = 4096  # of the first records of a flow: the first bytes can be read before all of a long record has come
     TLS_FLOW_BYTES = 65536   # so many bytes after a pause, records have their full size
     TLS_OVERHEAD = 512       # room that a record may need beyond its plaintext
+    TLS_EARLY = 16384        # most early data of a connection
 
 cdef enum TlsFault: FAULT_UNDRAWN, FAULT_NONE, FAULT_FAIL, FAULT_STALL, FAULT_CUT
 
 cdef enum TlsKind: TLS_FULL, TLS_TICKET, TLS_LOCAL, TLS_REDIS      # how a session came about
+
+cdef enum TlsEarly:          # early data (RFC 8446 2.3) of a client
+    EARLY_NONE
+    EARLY_TRY                # the handshake may begin with some
+    EARLY_READ               # accepted: bytes go both ways, though Finished has not come
+    EARLY_ENDED              # all of it is read; Finished is due
+
+cdef enum TlsClaim: CLAIM_NONE, CLAIM_ASKED, CLAIM_WON         # of its session, which admits early data once in a fleet
 
 cdef enum TlsLookup: LOOKUP_NONE, LOOKUP_WANTED, LOOKUP_ANSWERED, LOOKUP_USED      # of its session in Redis
 
@@ -24,7 +33,8 @@ cdef struct TlsIo:           # one per worker: the windows of the call that runs
     size_t out_used
     char *out                # TLS_OUT_BYTES
     char *inbox              # TLS_IN_BYTES
-    char *stage              # TLS_RECORD: plaintext put together for one record
+    char *stage              # TLS_RECORD: plaintext put together for one record, or of one record of early data
+    size_t staged            # of the latter
     BIO_METHOD *method
     BIO *bio                 # of all sessions here: it has no state between calls
 
@@ -53,12 +63,16 @@ cdef struct Tls:             # part of a connection; all zero = plain
     uint8_t verify_failed    # the peer's certificate is the cause of the failure
     uint8_t kind             # TlsKind
     uint8_t lookup           # TlsLookup
+    uint8_t early            # TlsEarly
+    uint8_t claim            # TlsClaim
+    uint16_t fed             # bytes of early data behind a part of a head that was looked at already
 
 cdef bint tls_io_open(TlsIo *io) noexcept nogil
 cdef void tls_io_close(TlsIo *io) noexcept nogil
 cdef bint tls_begin(TlsIo *io, Tls *t, SSL_CTX *ctx, bint accepting) noexcept nogil
 cdef void tls_adopt(TlsIo *io, Tls *t) noexcept nogil
 cdef int tls_step(TlsIo *io, Tls *t) noexcept nogil
+cdef int tls_early(TlsIo *io, Tls *t) noexcept nogil
 cdef int tls_open(TlsIo *io, Tls *t, char *into, size_t room, size_t *got) noexcept nogil
 cdef int tls_seal(TlsIo *io, Tls *t, const char *at, size_t size) noexcept nogil
 cdef bint tls_holds(const Tls *t) noexcept nogil
@@ -66,6 +80,9 @@ cdef void tls_bye(TlsIo *io, Tls *t) noexcept nogil
 cdef void tls_end(Tls *t) noexcept nogil
 cdef const char *tls_version(const Tls *t) noexcept nogil
 cdef const char *tls_cipher(const Tls *t) noexcept nogil
+
+cdef inline bint tls_is_early(const Tls *t) noexcept nogil:
+    return t.early > EARLY_TRY
 
 cdef inline size_t tls_out_room(const TlsIo *io) noexcept nogil:
     return TLS_OUT_BYTES - io.out_used

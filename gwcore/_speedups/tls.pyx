@@ -16,7 +16,8 @@ from gwcore._speedups.copenssl cimport (
     SSL_clear_mode, SSL_do_handshake, SSL_free, SSL_get_current_cipher, SSL_get_error, SSL_get_version, SSL_has_pending, SSL_new,
     SSL_RECEIVED_SHUTDOWN, SSL_SENT_SHUTDOWN, SSL_read, SSL_session_reused, SSL_set_accept_state, SSL_set_bio, SSL_set_connect_state,
     SSL_set_default_passwd_cb_userdata, SSL_set_shutdown,
-    SSL_shutdown, SSL_write,
+    SSL_EARLY_DATA_ACCEPTED, SSL_READ_EARLY_DATA_FINISH, SSL_READ_EARLY_DATA_SUCCESS, SSL_get_early_data_status, SSL_read_early_data,
+    SSL_shutdown, SSL_write, SSL_write_early_data,
 )
 from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK, RC_PARK
 
@@ -100,9 +101,9 @@ cdef bint tls_begin(TlsIo *io, Tls *t, SSL_CTX *ctx, bint accepting) noexcept no
     t.ssl = s
     tls_adopt(io, t)
     t.due = 1
-    t.closed = t.named = t.resumed = t.verify_failed = t.kind = t.lookup = 0
+    t.closed = t.named = t.resumed = t.verify_failed = t.kind = t.lookup = t.early = t.claim = 0
     t.name_hash = t.error = t.policy = 0
-    t.flow = 0
+    t.flow = t.fed = 0
     return True
 
 
@@ -121,10 +122,26 @@ cdef int failed(Tls *t) noexcept nogil:
     return RC_FAIL
 
 
+cdef int early_begun(Tls *t) noexcept nogil:
+    t.early = EARLY_READ
+    t.due = 0
+    t.resumed = 1
+    return RC_OK
+
+
 cdef int tls_step(TlsIo *io, Tls *t) noexcept nogil:
     """Go on with the handshake. RC_OK: it is over. RC_AGAIN: it waits for bytes (of the peer, when the window is empty; else for room in
-    `out`), or for a provider (t.waiting). RC_PARK: it waits for t.lookup to be answered. RC_FAIL: t.error; an alert may stand in `out`."""
-    cdef int rc = SSL_do_handshake(t.ssl), why
+    `out`), or for a provider (t.waiting). RC_PARK: it waits for t.lookup to be answered. RC_FAIL: t.error; an alert may stand in `out`.
+    RC_OK with t.early: early data is accepted, io.staged bytes of it are there, and tls_early goes on."""
+    cdef int rc = SSL_READ_EARLY_DATA_FINISH, why
+    io.staged = 0
+    if t.early == EARLY_TRY:
+        rc = SSL_read_early_data(t.ssl, io.stage, TLS_RECORD, &io.staged)
+    if rc == SSL_READ_EARLY_DATA_FINISH:             # there is none, or none that is accepted
+        t.early = EARLY_NONE
+        rc = SSL_do_handshake(t.ssl)
+    elif rc == SSL_READ_EARLY_DATA_SUCCESS:
+        return early_begun(t)
     if rc == 1:
         t.due = 0
         SSL_clear_mode(t.ssl, SSL_MODE_ASYNC)            # records are ciphered here: a pause for each costs more than it saves
@@ -132,6 +149,8 @@ cdef int tls_step(TlsIo *io, Tls *t) noexcept nogil:
         return RC_OK
     why = SSL_get_error(t.ssl, rc)
     if why == SSL_ERROR_WANT_READ or why == SSL_ERROR_WANT_WRITE:
+        if t.early == EARLY_TRY and why == SSL_ERROR_WANT_READ and SSL_get_early_data_status(t.ssl) == SSL_EARLY_DATA_ACCEPTED:
+            return early_begun(t)                        # our flight is made, the data itself has not come yet
         return RC_AGAIN
     if why == SSL_ERROR_WANT_ASYNC:
         t.waiting = 1
@@ -139,6 +158,26 @@ cdef int tls_step(TlsIo *io, Tls *t) noexcept nogil:
     if why == SSL_ERROR_WANT_CLIENT_HELLO_CB:
         return RC_PARK
     return failed(t)
+
+
+cdef int tls_early(TlsIo *io, Tls *t) noexcept nogil:
+    """Go on with early data, then with the handshake behind it. RC_OK: io.staged bytes, ask again. RC_AGAIN: it waits for bytes of the peer.
+    RC_DONE: the handshake is over. RC_FAIL: t.error; an alert may stand in `out`."""
+    cdef int rc = SSL_READ_EARLY_DATA_FINISH, why
+    io.staged = 0
+    if t.early == EARLY_READ:
+        rc = SSL_read_early_data(t.ssl, io.stage, TLS_RECORD, &io.staged)
+        if rc == SSL_READ_EARLY_DATA_SUCCESS:
+            return RC_OK
+        if rc == SSL_READ_EARLY_DATA_FINISH:
+            t.early = EARLY_ENDED
+    if t.early == EARLY_ENDED:
+        rc = SSL_do_handshake(t.ssl)
+        if rc == 1:
+            t.early = EARLY_NONE
+            return RC_DONE
+    why = SSL_get_error(t.ssl, rc)
+    return RC_AGAIN if why == SSL_ERROR_WANT_READ or why == SSL_ERROR_WANT_WRITE else failed(t)
 
 
 cdef int tls_open(TlsIo *io, Tls *t, char *into, size_t room, size_t *got) noexcept nogil:
@@ -165,6 +204,11 @@ cdef int tls_open(TlsIo *io, Tls *t, char *into, size_t room, size_t *got) noexc
 
 cdef int tls_seal(TlsIo *io, Tls *t, const char *at, size_t size) noexcept nogil:
     """One record of size bytes (at most TLS_RECORD) behind `out`, where the caller has made size + TLS_OVERHEAD room. RC_OK or RC_FAIL."""
+    cdef size_t n
+    if tls_is_early(t):
+        if SSL_write_early_data(t.ssl, at, size, &n) == 1 and n == size:
+            return RC_OK
+        return failed(t)
     if SSL_write(t.ssl, at, <int>size) == <int>size:
         return RC_OK
     return failed(t)

@@ -14,6 +14,8 @@ from gwcore._speedups.copenssl cimport (
     SSL_CTX_new, SSL_CTX_set_alpn_select_cb, SSL_CTX_set_client_hello_cb, SSL_CTX_set_num_tickets, SSL_CTX_set_options,
     SSL_CTX_set_session_cache_mode, SSL_CTX_set_timeout, SSL_CTX_set_tlsext_status_cb, SSL_CTX_set_verify,
     SSL_CTX_set_verify_depth, SSL_OP_CIPHER_SERVER_PREFERENCE, SSL_OP_NO_TICKET, SSL_OP_PRIORITIZE_CHACHA, SSL_SESS_CACHE_OFF,
+    SSL_CTX_set_allow_early_data_cb, SSL_CTX_set_max_early_data, SSL_CTX_set_recv_max_early_data, SSL_EARLY_DATA_REJECTED, SSL_OP_NO_ANTI_REPLAY,
+    SSL_get_early_data_status,
     SSL_TLSEXT_ERR_ALERT_FATAL, SSL_TLSEXT_ERR_NOACK, SSL_TLSEXT_ERR_OK, SSL_VERIFY_FAIL_IF_NO_PEER_CERT, SSL_VERIFY_PEER,
     SSL_client_hello_get0_ext, SSL_get0_peer_certificate, SSL_get_current_cipher, SSL_get_negotiated_group,
     SSL_set_SSL_CTX, SSL_set_session_id_context, SSL_set_tlsext_status_ocsp_resp, SSL_version, TLSEXT_TYPE_server_name,
@@ -24,10 +26,10 @@ from gwcore._speedups.copenssl cimport (
 from gwcore._speedups.fields cimport LOWER
 from gwcore._speedups.histogram cimport histogram_cell
 from gwcore._speedups.plan cimport CertSpec, Str, TlsPolicy, hash_bytes, name_id, plan_text, plan_tls
-from gwcore._speedups.sessions cimport session_find, session_keep, session_wanted
+from gwcore._speedups.sessions cimport session_claim, session_find, session_keep, session_wanted
 from gwcore._speedups.shm cimport TlsCell
 from gwcore._speedups.tickets cimport tickets_attach
-from gwcore._speedups.tls cimport tls_of
+from gwcore._speedups.tls cimport TLS_EARLY, tls_of
 from gwcore._speedups.tlscontext cimport context_authorities, context_cert, context_common, said
 
 cdef enum:
@@ -92,6 +94,11 @@ cdef SSL_SESSION *on_resume(SSL *ssl, const unsigned char *id, int size, int *co
     cdef Tls *t = tls_of(ssl)
     copy[0] = 0                                          # what is found is OpenSSL's to free
     return session_find(&(<TlsServer *>t.server).sessions, t, id, size)
+
+
+cdef int on_early(SSL *ssl, void *arg) noexcept nogil:
+    cdef Tls *t = tls_of(ssl)
+    return session_claim(&(<TlsServer *>t.server).sessions, t, ssl)
 
 
 cdef int on_alpn(SSL *ssl, const unsigned char **out, unsigned char *out_len, const unsigned char *offered, unsigned int n, void *arg) noexcept nogil:
@@ -212,6 +219,7 @@ cdef void server_count(TlsServer *s, const Tls *t, uint64_t us) noexcept nogil:
     cell.groups[i if i < 4 else 4 if group == 0 else 5] += 1
     cell.seconds[histogram_cell(us)] += 1
     cell.sum_us += us
+    cell.early_refused += SSL_get_early_data_status(t.ssl) == SSL_EARLY_DATA_REJECTED
 
 
 # ---- making contexts ----------------------------------------------------------------------------------------------
@@ -261,6 +269,11 @@ cdef bint context_rules(SSL_CTX *c, TlsServer *s, char *why, size_t size) noexce
     if t.sessions == 2:
         SSL_CTX_sess_set_new_cb(c, on_session)
         SSL_CTX_sess_set_get_cb(c, on_resume)
+    if t.early:
+        SSL_CTX_set_options(c, SSL_OP_NO_ANTI_REPLAY)    # OpenSSL's own needs a cache of its own; on_early does it
+        SSL_CTX_set_max_early_data(c, TLS_EARLY)
+        SSL_CTX_set_recv_max_early_data(c, TLS_EARLY)
+        SSL_CTX_set_allow_early_data_cb(c, on_early, NULL)
     SSL_CTX_set_client_hello_cb(c, on_hello, s)
     SSL_CTX_set_alpn_select_cb(c, on_alpn, s)
     SSL_CTX_set_tlsext_status_cb(c, on_status)

@@ -134,6 +134,9 @@ def _tls(t: dict[str, Any]) -> Iterable[Any]:
     yield CounterMetricFamily(
         "gwcore_tls_tickets_unknown_total", "Session tickets whose key is gone or not ours", value=t["tickets_unknown"]
     )
+    yield _family(
+        "gwcore_tls_early_data_total", "Connections that offered early data, by what became of it", "result", t["early_data"]
+    )
     yield GaugeMetricFamily("gwcore_tls_connections", "TLS connections open", value=t["sessions"])
     store, redis = t["store"], t["redis"]
     yield GaugeMetricFamily("gwcore_tls_store_sessions", "Sessions in the machine's store", value=store["entries"])

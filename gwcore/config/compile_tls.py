@@ -89,6 +89,7 @@ class TlsWriter(Writer):
             "redis": int(tls.sessions == "store" and self.redis),
             "lifetime_s": int(tls.lifetime),
             "asynchronous": int(self.asynchronous),
+            "early": int(tls.early_data),
         }
 
     # ---- upstreams ----

@@ -235,6 +235,13 @@ class Config(Model):
             raise ValueError("tls.tickets.share: redis needs redis.url")
         if self.tls.sessions.redis and not self.redis.url:
             raise ValueError("tls.sessions.redis: on needs redis.url")
+        if (self.tls.handshake_threads or self.tls.crypto.asynchronous) and any(
+            x.tls and x.tls.early_data for x in self.listeners
+        ):
+            raise ValueError(
+                "early_data: on of a listener does not go together with tls.handshake_threads or tls.crypto.asynchronous, whose handshakes "
+                "are made where no request can be answered: choose one"
+            )
         return self
 
     @field_validator("workers")

@@ -266,6 +266,22 @@ class ListenerTls(TlsRules):
     session_lifetime: Duration | None = Field(None, ge=1, le=86400)
     """How long a session may be resumed, from its last use; 4h with tickets and 5min with the store when not given."""
 
+    early_data: Annotated[bool, BeforeValidator(_switch, json_schema_input_type=bool | Literal["on", "off"])] = False
+    """Answer requests that a client sends with the first message of a resumed TLS 1.3 handshake (0-RTT), up to 16 KiB. GET, HEAD and OPTIONS
+    without body only; others are `too_early`. Needs `sessions: store`. Whoever copies the message can send it again to another gateway that has
+    no part in the store, so upstreams see `Early-Data: 1`."""
+
+    @model_validator(mode="after")
+    def _once(self) -> ListenerTls:
+        if self.early_data and self.sessions != "store":
+            raise ValueError(
+                f"early_data: on needs sessions: store. A session of the store admits early data once; with sessions: {self.sessions} a copy "
+                "of it could be sent again and again"
+            )
+        if self.early_data and "1.3" not in self.range:
+            raise ValueError("early_data: on needs TLS 1.3 among the versions")
+        return self
+
     @property
     def lifetime(self) -> float:
         """The lifetime in effect."""

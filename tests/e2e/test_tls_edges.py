@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import _socket
 import contextlib
+import os
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -160,3 +163,41 @@ def test_sessions_to_upstreams_are_not_counted_as_clients(tmp_path: Path) -> Non
         wait_until(lambda: p.counts()["upstream_connections"] == 0)
         assert p.segment.tls_figures()["sessions"] == 0
     u.close()
+
+
+NO_THREADS = """
+import resource, sys
+from pathlib import Path
+from tests.support import plane, read_reply
+from tests.tls import issue, listener, secure
+text = "routes: [{respond: {status: 200, body: OK}}]\\n"
+
+def visit():
+    with secure(p.connect()) as s:
+        s.sendall(b"GET / HTTP/1.1\\r\\nHost: a.test\\r\\n\\r\\n")
+        return read_reply(s).status
+
+with plane(text, listener=listener(issue(Path(sys.argv[1]), "a.test"))) as p:
+    assert visit() == 200
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
+    resource.setrlimit(resource.RLIMIT_AS, (used + (4 << 20), resource.RLIM_INFINITY))  # no room for a thread's stack
+    try:
+        p.reload(text + "tls: {handshake_threads: 4}\\n")
+    except ValueError as why:
+        assert "tls.handshake_threads" in str(why), why
+    else:
+        raise AssertionError("the plan was taken")
+    assert visit() == 200 and p.call(p.plane.collect) == 0
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    p.reload(text + "tls: {handshake_threads: 4}\\n")
+    assert visit() == 200
+print("good")
+"""
+
+
+@pytest.mark.skipif(bool(os.environ.get("GWCORE_SANITIZED")), reason="the sanitizer takes all the address space")
+def test_a_plan_whose_threads_do_not_start_is_refused(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", NO_THREADS, str(tmp_path)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0 and done.stdout == "good\n", done.stdout + done.stderr
