@@ -41,6 +41,7 @@ _declare(
     SSL_CTX_use_PrivateKey_file=[P, c_char_p, c_int],
 )
 _declare(SSL, c_uint, SSL_SESSION_get_max_early_data=[P])
+_declare(SSL, c_long, SSL_SESSION_get_time=[P], SSL_SESSION_set_time=[P, c_long])
 _declare(SSL, c_long, SSL_ctrl=[P, c_int, c_long, P], SSL_CTX_ctrl=[P, c_int, c_long, P])
 _declare(
     SSL,
@@ -72,10 +73,8 @@ class Speaker:
         if session:
             SSL.SSL_set_session(self.ssl, session)
         if early:
-            n = c_size_t()
             for i in range(0, len(early), 16384):
-                part = early[i : i + 16384]
-                assert SSL.SSL_write_early_data(self.ssl, part, len(part), byref(n)) == 1 and n.value == len(part)
+                self.say_early(early[i : i + 16384])
         else:
             self.go_on()
         self.flight = self.out()
@@ -108,6 +107,11 @@ class Speaker:
             said += buffer.raw[: n.value]
         CRYPTO.ERR_clear_error()
         return said
+
+    def say_early(self, data: bytes) -> None:
+        """A record of early data."""
+        n = c_size_t()
+        assert SSL.SSL_write_early_data(self.ssl, data, len(data), byref(n)) == 1 and n.value == len(data)
 
     def say(self, data: bytes) -> None:
         n = c_size_t()
@@ -215,6 +219,11 @@ class Line:
 def allow_more(session: Any, most: int) -> None:
     """Let a client send more early data than it was allowed."""
     assert SSL.SSL_SESSION_set_max_early_data(session, most) == 1
+
+
+def make_older(session: Any, seconds: int) -> None:
+    """Have a client believe that its session was made so much earlier."""
+    SSL.SSL_SESSION_set_time(session, SSL.SSL_SESSION_get_time(session) - seconds)
 
 
 def allowed(session: Any) -> int:
