@@ -96,7 +96,7 @@ def envoy(tmp: Path, port: int, endpoints: list[str], timeout_s: float) -> list[
     return [program("envoy"), "-c", str(file), "--concurrency", "2", "-l", "error", "--disable-hot-restart"]
 
 
-RETRY = ", retry: {statuses: [500, 502, 503, 504]}"
+RETRY = ", retry: {on: [connect, stale, reset, timeout], statuses: [500, 502, 503, 504]}"
 SETTINGS = {
     s.name: s
     for s in (
@@ -107,7 +107,7 @@ SETTINGS = {
         Setting("gwcore", "gwcore as it comes", gwcore("")),
         Setting("checks", "gwcore with health.path", gwcore(", health: {path: /healthz}")),
         Setting("limit", "gwcore with concurrency: adaptive", gwcore(", concurrency: adaptive")),
-        Setting("retry", "gwcore that tries 500, 502, 503 and 504 again, once", gwcore(RETRY)),
+        Setting("retry", "gwcore that tries resets, timeouts, 500, 502, 503 and 504 again, once", gwcore(RETRY)),
         Setting("nginx", "max_fails and fail_timeout; tries those again, once", nginx, "nginx"),
         Setting("haproxy", "observe layer7, on-error mark-down; active checks", haproxy, "haproxy"),
         Setting("envoy", "outlier detection, circuit breakers", envoy, "envoy"),

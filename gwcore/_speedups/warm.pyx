@@ -6,7 +6,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from gwcore._speedups.conn cimport LOOK_WARM_MS, conn_arm, random_next, worker_look
 from gwcore._speedups.connect cimport connect_result, connect_start, connect_up, upstream_close, upstream_keep, upstream_quiet
 from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL, link_drop, link_push
-from gwcore._speedups.upstream cimport Endpoint, endpoint_short
+from gwcore._speedups.upstream cimport Endpoint, endpoint_drained, endpoint_short
 from gwcore.pool cimport CLOSE_ERROR, CLOSE_PEER, CLOSE_TIMEOUT, pool_has_place
 
 cdef enum:
@@ -71,7 +71,7 @@ cdef void warm_look(Worker *w, Upstream *u) noexcept nogil:
         return
     for i in range(u.n):
         e = u.endpoints[i]
-        if not endpoint_short(e) or e.weight == 0 or e.sockaddr_len == 0:
+        if not endpoint_short(e) or e.weight == 0 or e.sockaddr_len == 0 or endpoint_drained(e):
             continue
         if w.now_ms < e.warm_due_ms:
             worker_look(w, e.warm_due_ms - w.now_ms)
