@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("scenarios", nargs="*", choices=[[], *SCENARIOS], metavar="SCENARIO", help=", ".join(SCENARIOS))
     parser.add_argument("--quick", action="store_true", help="15 s before, 25 s of fault, 15 s after instead of 30, 65, 20")
     parser.add_argument("--gateways", default=",".join(SETTINGS), help=",".join(SETTINGS))
+    parser.add_argument("--fault", type=float, default=0, help="seconds of fault, instead of those")
     parser.add_argument("--rate", type=float, default=0, help="requests a second, instead of the scenario's")
     parser.add_argument(
         "--check", action="store_true", help="only compare what the file of results has; exit 1 when gwcore is over"
@@ -82,6 +83,7 @@ def main() -> None:
     if missing:
         print(f"not installed: {', '.join(missing)} (bench/README.md says from where)", file=sys.stderr)
     before, fault, after = TIMES["quick" if args.quick else "whole"]
+    fault = args.fault or fault
     for name in args.scenarios or SCENARIOS:
         s = SCENARIOS[name]
         if args.rate:
