@@ -482,8 +482,14 @@ cdef void breaker_reset(BreakerCore *b, int64_t now_us) noexcept nogil:
 
 
 cdef void breaker_hint(BreakerCore *b, int64_t now_us) noexcept nogil:
-    """An active check passed: the open interval ends, after at least a second."""
+    """An active check passed: the open interval ends, after at least a second. Probes that are out were sent before that: they keep their
+    places for a second more, or a silence that is over would cost another round."""
+    cdef uint32_t i
     breaker_advance(b, now_us)
+    if b.state == BRK_HALF_OPEN and not b.forced:
+        for i in range(LEASES):
+            if b.lease[i].serial and b.lease[i].until_us > b.now_us + 1000000:
+                b.lease[i].until_us = b.now_us + 1000000
     if b.state == BRK_OPEN and not b.forced and b.open_until_us > b.opened_us + 1000000:
         b.open_until_us = b.now_us if b.now_us > b.opened_us + 1000000 else b.opened_us + 1000000
 

@@ -225,6 +225,22 @@ def test_hint_ends_the_open_interval_after_a_second():
     assert w.b.try_acquire().probe
 
 
+def test_hint_gives_probes_that_are_out_one_second_more():
+    w = World(open_s=1.0, open_jitter=0.0)
+    w.run(2, 100, fail("connect"))
+    w.clock.now += 5
+    silent = [w.b.try_acquire() for _ in range(3)]
+    assert all(p.probe for p in silent) and w.b.try_acquire().reason == "probe_limit"
+    w.b.hint_healthy()
+    w.clock.now += 0.9
+    assert w.b.try_acquire().reason == "probe_limit"
+    w.clock.now += 0.2
+    fresh = [w.b.try_acquire() for _ in range(3)]
+    assert all(p.probe for p in fresh) and not w.b.try_acquire()
+    assert not silent[0].success() and all(p.success() for p in fresh)
+    assert w.b.state is State.CLOSED and w.b.snapshot()["expired"] == 3
+
+
 def test_context_managers_end_the_permit_by_what_happened():
     b = Breaker("x")
     with b.acquire():
