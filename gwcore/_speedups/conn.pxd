@@ -141,7 +141,7 @@ cdef struct Worker:          # one per process; the context of everything
     Mail mail                # what Python is to do about TLS sessions
     Crew *crew               # threads for handshakes; NULL = this one does them
     Link greeting            # Node: connections whose handshake goes on in the next batch
-    uint32_t greets          # steps of handshakes in this batch
+    uint32_t greet_us        # spent on handshakes in this batch
     TlsServer *servers[64]   # by listener, of the current plan; NULL = plain
     Pipe pipes[16]           # see splice.pyx
     int pipes_max

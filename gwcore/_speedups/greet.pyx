@@ -1,6 +1,6 @@
 """Handshakes, without letting a storm of them hold up live traffic: a step costs as much as a hundred requests. With a crew of threads they
-leave this one; without, a batch of events takes no more than a few, and the others go on in the next."""
-from libc.stdint cimport uint8_t, uint32_t
+leave this one; without, a batch of events takes steps for a fraction of a millisecond, and the others go on in the next."""
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from gwcore._speedups.conn cimport Conn, Worker, conn_again, conn_arm, random_next
 from gwcore._speedups.ends cimport client_end, client_left, tls_refuse
@@ -12,12 +12,13 @@ from gwcore._speedups.sessions cimport LETTER_ASK, LETTER_CLAIM, mail_put, sessi
 from gwcore._speedups.slab cimport slab_handle
 from gwcore._speedups.store cimport SESSION_ID
 from gwcore._speedups.story cimport Exchange
+from gwcore._speedups.sys cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from gwcore._speedups.tls cimport FAULT_CUT, FAULT_FAIL, FAULT_NONE, FAULT_STALL, FAULT_UNDRAWN, LOOKUP_ANSWERED, LOOKUP_WANTED, CLAIM_ASKED, tls_is_early
 from gwcore._speedups.tlsserver cimport TlsServer
 from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK, RC_PARK, link_append, link_drop
 
 cdef enum:
-    GREETS = 4               # steps in one batch: about a millisecond
+    GREET_US = 300           # for steps in one batch: a few resumed ones, or the one with RSA that takes longer anyway
 
 
 cdef void park(Worker *w, Conn *c) noexcept nogil:
@@ -97,8 +98,17 @@ cdef bint spoilt(Worker *w, Conn *c) noexcept nogil:
     return c.tls.fault == FAULT_STALL
 
 
+cdef uint64_t clock_us() noexcept nogil:
+    """Now, and not when the batch began."""
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return <uint64_t>t.tv_sec * 1000000 + <uint64_t>t.tv_nsec // 1000
+
+
 cdef bint greet(Worker *w, Conn *c) noexcept nogil:
     """Go on with the handshake that a TLS connection begins with. True: it is over, and bytes may wait."""
+    cdef uint64_t begin
+    cdef int rc
     if c.tls.away or c.tls.waiting or c.tls.lookup == LOOKUP_WANTED:
         return False
     if w.plan.head.fault_fail + w.plan.head.fault_stall + w.plan.head.fault_cut and c.readable and spoilt(w, c):
@@ -108,12 +118,14 @@ cdef bint greet(Worker *w, Conn *c) noexcept nogil:
             tls_refuse(w, c, R_OVERLOAD)     # before requests are: they have cost something already
             return False
         return greeted(w, c, handshake_give(w, c))
-    if w.greets >= GREETS:
+    if w.greet_us >= GREET_US:
         link_drop(&c.run.link)
         link_append(&w.greeting, &c.run.link)
         return False
-    w.greets += 1
-    return greeted(w, c, handshake_go(w, c))
+    begin = clock_us()
+    rc = handshake_go(w, c)
+    w.greet_us += <uint32_t>(clock_us() - begin)
+    return greeted(w, c, rc)
 
 
 cdef void greet_back(Worker *w) noexcept nogil:

@@ -384,7 +384,7 @@ cdef void reactor_drain(Reactor *r) noexcept nogil:
         for i in range(n):
             serve_event(r, &events[i])
         serve_rest(r)
-        w.greets = 0
+        w.greet_us = 0
         while not link_empty(&w.greeting):
             node = w.greeting.next
             link_drop(node)
