@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gwcore.balance import Balance
 from gwcore.control import Channel
 
 if TYPE_CHECKING:
@@ -27,7 +26,6 @@ ZYGOTE_LIVED_S = 2.0  # when the zygote dies earlier, beginning anew would only 
 STILLBORN = 5  # so many deaths before the first worker serves, and the gateway gives up
 ELDER_GENERATIONS = 4
 PING_S = 5.0
-BALANCE_S = 0.25
 HUNG_PINGS = 3  # a worker that leaves so many unanswered hangs; counted, not timed, so that a halted machine ends nobody
 
 
@@ -97,7 +95,6 @@ class Crew:
         self.began = time.monotonic()
         self.served = False
         self.draining = False
-        self.balance = Balance()
 
     def start(self, plan: Plan, addresses: Iterable[str], words: dict[str, Any], log_fd: int) -> None:
         """Fork all workers for the first plan, to accept on `addresses`; `words` are for Worker.on_commit. The descriptors are the crew's from now on."""
@@ -161,8 +158,6 @@ class Crew:
         self.loop.remove_reader(channel.fileno())
         channel.close()
         slot.channel = None
-        for lender in [a for a, b in self.balance.loans.items() if b == slot.number]:
-            self.balance.forget(lender)
         self.segment.retire(slot.number)
         if slot.verdict is not None and not slot.verdict.done():
             slot.verdict.set_result("")  # its successor starts with what is committed then
@@ -242,34 +237,8 @@ class Crew:
     def commit(self, plan: Plan, addresses: Iterable[str], words: dict[str, Any]) -> None:
         """Use a plan that every worker is ready for, and accept on `addresses`."""
         os.close(self.plan.fd)
-        self.end_loans()
         self.plan, self.addresses, self.words = plan, set(addresses), words
         self.tell("commit", (), version=plan.version, **words)
-
-    # ---- balance ----
-
-    def even(self) -> None:
-        """To be called every BALANCE_S: let the least busy worker accept for one that is clearly busier."""
-        begun, ended = self.balance.look(self.balance.shares([slot.pid if slot.up else 0 for slot in self.slots]))
-        for lender, helper in ended:
-            self.end_loan(lender, helper)
-        for lender, helper in begun:
-            for address in sorted(self.addresses):
-                channel = self.slots[helper].channel
-                if channel is not None and not address.startswith("unix:"):  # which all workers share anyway
-                    channel.send("listen", [self.listeners.sockets[address][lender].fileno()], address=address, lender=lender)
-
-    def end_loan(self, lender: int, helper: int) -> None:
-        channel = self.slots[helper].channel
-        if channel is not None and self.slots[helper].up:
-            for address in sorted(self.addresses):
-                channel.send("unlisten", address=address, lender=lender)
-
-    def end_loans(self) -> None:
-        """Everybody accepts for itself alone; before addresses change, and when it is switched off."""
-        for lender, helper in list(self.balance.loans.items()):
-            self.balance.forget(lender)
-            self.end_loan(lender, helper)
 
     def use_log(self, fd: int) -> None:
         """Log to fd from now on; -1 for no log."""

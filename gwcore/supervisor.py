@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gwcore import upgrade, zygote
 from gwcore.control import Channel
-from gwcore.crew import BALANCE_S, PING_S, Crew, Plan, say
+from gwcore.crew import PING_S, Crew, Plan, say
 
 if TYPE_CHECKING:
     from gwcore.admin.server import Admin
@@ -84,7 +84,6 @@ class Supervisor:
         self.versions = 0
         self.started = time.time()
         self.upgrades = 0
-        self.balancing = False
         self.state: Literal["starting", "serving", "leaving", "draining"] = "starting"
         self.last_reload: dict[str, Any] = {}
         self.reloads = {"ok": 0, "refused": 0}
@@ -132,7 +131,6 @@ class Supervisor:
         self.crew.start(self.compile(self.config), self.addresses, self.commit_words(), log_fd)
         self.loop.call_later(WATCH_S, self.watch)
         self.loop.call_later(PING_S, self.ping)
-        self.balance()
         self.look_at_certificates()
         status = await self.done
         self.health.stop()
@@ -288,8 +286,6 @@ class Supervisor:
     def commit(self, loaded: Loaded, plan: Plan, log_fd: int | None) -> None:
         """The point of no return: every worker is ready for the plan, and every new socket listens."""
         before, self.loaded = self.config, loaded
-        if self.config.accept_balance and not self.balancing:
-            self.balance()
         if (before.tls.tickets, before.redis) != (self.config.tls.tickets, self.config.redis):
             self.start_task(self.tickets.use(self.config))
         self.discovery.keep(self.config)
@@ -442,18 +438,6 @@ class Supervisor:
         self.crew.ping()
         if not self.done.done():
             self.loop.call_later(PING_S, self.ping)
-
-    def balance(self) -> None:
-        """Only where that is asked for: an idle gateway sleeps. A reload begins it, and the last look ends it."""
-        if self.state == "serving" and not self.config.accept_balance:
-            self.crew.end_loans()
-        if self.done.done() or len(self.crew.slots) == 1 or not self.config.accept_balance:
-            self.balancing = False
-            return
-        self.balancing = True
-        if self.state == "serving":
-            self.crew.even()
-        self.loop.call_later(BALANCE_S, self.balance)
 
 
 def close_if_open(fd: int) -> None:

@@ -118,11 +118,11 @@ class Worker:
 
     # ---- sockets and log ----
 
-    def on_listen(self, fd: int, address: str, lender: int = -1) -> None:
-        self.plane.listen(address, fd, lender)
+    def on_listen(self, fd: int, address: str) -> None:
+        self.plane.listen(address, fd)
 
-    def on_unlisten(self, address: str, lender: int = -1) -> None:
-        self.plane.unlisten(address, lender)
+    def on_unlisten(self, address: str) -> None:
+        self.plane.unlisten(address)
 
     def on_ping(self) -> None:
         self.channel.send("pong")

@@ -4,7 +4,7 @@
 2. Short requests at a fixed rate over all workers, on kept connections and on a new one each: alone; with heavy connections (pipelines of requests
    without a pause) spread evenly over the workers; with as many, all on one worker. The last against the second is what the imbalance costs.
 
-python -m bench.load.spread [--workers 4] [--connections 10000] [--rate 1500] [--seconds 5] [--rounds 2] [--balance]
+python -m bench.load.spread [--workers 4] [--connections 10000] [--rate 1500] [--seconds 5] [--rounds 2]
 """
 
 from __future__ import annotations
@@ -97,7 +97,6 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1500)
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--balance", action="store_true", help="accept_balance: on")
     parser.add_argument("--heavy", type=int, nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     raise_descriptors()
@@ -105,7 +104,7 @@ def main() -> None:
         return heavy(args.heavy)
     with tempfile.TemporaryDirectory() as d:
         port = free_port()
-        limits = "limits: {requests_per_connection: 100000000}\n" + ("accept_balance: on\n" if args.balance else "")
+        limits = "limits: {requests_per_connection: 100000000}\n"
         command = gwcore(Path(d), port, "127.0.0.1:9", workers=args.workers, extra=limits)
         server = Server(command, port)
         for _ in range(args.rounds):

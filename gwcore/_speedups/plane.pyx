@@ -353,29 +353,26 @@ cdef class Plane:
 
     # ---- sockets and log ----
 
-    def listen(self, address: str, fd: int, lender: int = -1) -> None:
-        """Accept on a duplicate of fd, a listening non-blocking socket; lender: the worker whose queue it is, when that is another. Needs a
-        committed plan. Listening twice is harmless."""
+    def listen(self, address: str, fd: int) -> None:
+        """Accept on a duplicate of fd, a listening non-blocking socket. Needs a committed plan. Listening twice is harmless."""
         cdef bytes name = address.encode()
         cdef int own, i
         if self.r.w.plan == NULL:
             raise ValueError("commit a plan before listening")
         for i in range(self.r.n_listeners):
-            if self._is(i, name, lender):
+            if self._is(i, name):
                 return
         os.set_blocking(fd, False)
         own = os.dup(fd)
-        if not listener_add(&self.r, name, len(name), own, lender):
+        if not listener_add(&self.r, name, len(name), own):
             os.close(own)
-            if lender >= 0:
-                return                       # no room to help
             raise ValueError(f"cannot listen on {address}: at most {LISTENERS_MAX} listeners of 128 characters")
         for i in range(self.r.n_listeners):
             self._listener(i)
 
-    cdef bint _is(self, int i, bytes name, int lender):
+    cdef bint _is(self, int i, bytes name):
         cdef Listener *l = &self.r.listeners[i]
-        return l.fd >= 0 and l.lender == lender and l.address[:l.address_len] == name
+        return l.fd >= 0 and l.address[:l.address_len] == name
 
     cdef _listener(self, int n):
         """What the present plan says of a listener. One that it does not know serves by its last plan until `unlisten`."""
@@ -400,13 +397,12 @@ cdef class Plane:
         self.serving[n] = p
         self.r.w.servers[n] = &p.servers[tls - 1] if p != NULL else NULL
 
-    def unlisten(self, address: str, lender: int = -1) -> None:
-        """Take in what waits in the queue of that address, then stop accepting there. A borrowed queue is emptied too: its owner may have
-        closed it in the same moment."""
+    def unlisten(self, address: str) -> None:
+        """Take in what waits in the queue of that address, then stop accepting there."""
         cdef bytes name = address.encode()
         cdef int i
         for i in range(self.r.n_listeners):
-            if self._is(i, name, lender):
+            if self._is(i, name):
                 with nogil:
                     reactor_clock(&self.r.w)
                     listener_drop(&self.r, i, True)

@@ -6,7 +6,6 @@ from libc.stdint cimport uint8_t
 
 cdef struct Listener:
     int fd                   # -1 = closed
-    int lender               # the worker whose queue this is; -1 = our own
     bint paused
     bint proxy_protocol
     char address[128]
@@ -23,6 +22,6 @@ cdef void reactor_close(Reactor *r) noexcept nogil
 cdef void clock_arm(Worker *w) noexcept nogil
 cdef void reactor_drain(Reactor *r) noexcept nogil
 cdef void reactor_clock(Worker *w) noexcept nogil
-cdef bint listener_add(Reactor *r, const char *address, uint32_t size, int fd, int lender) noexcept nogil
+cdef bint listener_add(Reactor *r, const char *address, uint32_t size, int fd) noexcept nogil
 cdef void listener_drop(Reactor *r, int i, bint empty_queue) noexcept nogil
 cdef uint32_t reactor_close_idle(Reactor *r, uint64_t idle_ms) noexcept nogil

@@ -136,7 +136,7 @@ cdef void reactor_close(Reactor *r) noexcept nogil:
 
 # ---- listeners ----------------------------------------------------------------------------------------------------
 
-cdef bint listener_add(Reactor *r, const char *address, uint32_t size, int fd, int lender) noexcept nogil:
+cdef bint listener_add(Reactor *r, const char *address, uint32_t size, int fd) noexcept nogil:
     """Accept from fd, which is the reactor's from here on. False when there are too many."""
     cdef epoll_event e
     cdef Listener *l
@@ -148,7 +148,7 @@ cdef bint listener_add(Reactor *r, const char *address, uint32_t size, int fd, i
     if i == r.n_listeners:
         r.n_listeners += 1
     l = &r.listeners[i]
-    l.fd, l.paused, l.address_len, l.lender = fd, False, size, lender
+    l.fd, l.paused, l.address_len = fd, False, size
     memcpy(l.address, address, size)
     e.events = EPOLLIN
     e.data.u64 = <uint64_t>CONN_LISTENER << 28 | i
@@ -211,7 +211,6 @@ cdef bint accept_some(Reactor *r, Listener *l) noexcept nogil:
                 listeners_pause(r, True)
             return False
         w.lane.worker.accepted += 1
-        w.lane.worker.accepted_for_others += l.lender >= 0
         c = conn_open(w, CONN_CLIENT, fd)
         if c == NULL:
             close(fd)

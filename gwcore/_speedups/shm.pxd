@@ -62,7 +62,6 @@ cdef struct WorkerCell:
     uint64_t log_records
     uint64_t accept_paused
     uint64_t shed_idle
-    uint64_t accepted_for_others     # of accepted: from the queue of a worker that was busier
     uint64_t loop_turns
     uint64_t illegal_moves
     uint64_t tunnels_opened

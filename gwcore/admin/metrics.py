@@ -21,10 +21,6 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 OTHER = "other"
 WORKER_COUNTERS = {
     "accepted": ("gwcore_connections_accepted_total", "Client connections accepted"),
-    "accepted_for_others": (
-        "gwcore_connections_accepted_for_others_total",
-        "Of these, from the queue of a worker that was busier",
-    ),
     "bytes_in": ("gwcore_received_bytes_total", "Bytes of requests read"),
     "bytes_out": ("gwcore_sent_bytes_total", "Bytes of answers written"),
     "log_dropped": ("gwcore_log_lines_dropped_total", "Access log lines dropped because the ring was full"),

@@ -194,8 +194,6 @@ class Headers(Model):
 class Config(Model):
     workers: int | Literal["auto"] = "auto"
     """Processes; auto = usable CPUs."""
-    accept_balance: bool = False
-    """A worker that is clearly busier than the others gets help: the least busy one accepts from its queues too."""
     listeners: list[Listener] = Field(min_length=1, max_length=64)
     """Where clients connect."""
     upstreams: dict[str, Upstream] = {}

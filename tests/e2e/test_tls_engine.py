@@ -66,7 +66,7 @@ began = time.monotonic()
 for t in threads: t.start()
 for t in threads: t.join()
 assert got == [200] * 20
-assert 0.2 <= time.monotonic() - began < 2 * SLACK, time.monotonic() - began
+assert 0.2 <= time.monotonic() - began < 3.5 * SLACK, time.monotonic() - began
 """,
         GWCORE_ENGINE_MS="200",
     )
