@@ -198,6 +198,14 @@ cdef void log_exchange(Worker *w, const Exchange *x) noexcept nogil:
         put(&l, detail, permit_detail(x, detail, sizeof(detail)))
     if x.client.tls.ssl != NULL:
         tls_fields(&l, x.client)
+    if x.retries:
+        word(&l, b'","retried":"')
+        if x.retried:
+            number(&l, x.retried)
+        else:
+            word(&l, reason_row(x.first_reason).word)
+    if x.budget_empty:
+        word(&l, b'","flags":"retry_budget')
     word(&l, b'"}\n')
     line_send(w, &l)
 

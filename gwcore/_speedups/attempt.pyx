@@ -198,6 +198,7 @@ cdef int attempt_take(Worker *w, Exchange *x) noexcept nogil:
     if verdict == POOL_EVICT:
         upstream_close(w, <Conn *>conn_at(w, item.owner), CLOSE_EVICTED)
         verdict = POOL_CONNECT
+    u.cell.firsts += x.attempts == 0
     x.attempts += 1
     x.try_due_ms = w.now_ms + u.per_try_ms if u.per_try_ms else 0
     x.endpoint = e

@@ -22,7 +22,7 @@ from gwcore._speedups.shm cimport RouteCell
 from gwcore._speedups.slab cimport slab_give
 from gwcore._speedups.splice cimport conn_dry, pipe_give
 from gwcore._speedups.story cimport (
-    REQ_DISCARD, REQ_DONE, REQ_STREAM, X_ANSWERING, X_CONNECTING, X_DISCARDING, X_FLUSHING, X_FREE, X_QUEUED, X_SENT, X_TUNNEL,
+    REQ_DISCARD, REQ_DONE, REQ_STREAM, X_ANSWERING, X_BACKOFF, X_CONNECTING, X_DISCARDING, X_FLUSHING, X_FREE, X_QUEUED, X_SENT, X_TUNNEL,
     Exchange,
 )
 from gwcore._speedups.sys cimport SOL_SOCKET, SO_LINGER, recv, setsockopt
@@ -30,13 +30,15 @@ from gwcore._speedups.tls cimport tls_end, tls_is_early
 from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK, link_push
 from gwcore.pool cimport CLOSE_ABORTED, CLOSE_ERROR, CLOSE_TUNNEL
 
-# from FREE, QUEUED, CONNECTING, SENT, ANSWERING, FLUSHING, DISCARDING, TUNNEL: the legal next phases
-cdef uint32_t[8] LEGAL
+# from FREE, QUEUED, BACKOFF, CONNECTING, SENT, ANSWERING, FLUSHING, DISCARDING, TUNNEL: the legal next phases
+cdef uint32_t[9] LEGAL
+cdef enum: TRYING = 1 << X_QUEUED | 1 << X_BACKOFF | 1 << X_CONNECTING | 1 << X_SENT | 1 << X_FLUSHING | 1 << X_FREE
 LEGAL[:] = [
-    1 << X_QUEUED | 1 << X_CONNECTING | 1 << X_SENT | 1 << X_FLUSHING | 1 << X_FREE,     # FREE: the client left before its own answer
-    1 << X_CONNECTING | 1 << X_SENT | 1 << X_FLUSHING | 1 << X_FREE,
-    1 << X_CONNECTING | 1 << X_SENT | 1 << X_QUEUED | 1 << X_FLUSHING | 1 << X_FREE,
-    1 << X_ANSWERING | 1 << X_CONNECTING | 1 << X_SENT | 1 << X_QUEUED | 1 << X_FLUSHING | 1 << X_TUNNEL | 1 << X_FREE,
+    TRYING,                  # FREE: the client left before its own answer
+    TRYING & ~(1 << X_QUEUED),
+    TRYING,
+    TRYING,
+    TRYING | 1 << X_ANSWERING | 1 << X_TUNNEL,
     1 << X_FLUSHING | 1 << X_FREE,
     1 << X_DISCARDING | 1 << X_FREE,
     1 << X_FREE,
@@ -345,5 +347,5 @@ cdef void client_left(Worker *w, Exchange *x) noexcept nogil:
 
 def edges() -> dict[str, list[str]]:
     """The legal moves of an exchange, for tests and pictures."""
-    names = ["free", "queued", "connecting", "sent", "answering", "flushing", "discarding", "tunnel"]
+    names = ["free", "queued", "backoff", "connecting", "sent", "answering", "flushing", "discarding", "tunnel"]
     return {a: [b for k, b in enumerate(names) if LEGAL[i] >> k & 1] for i, a in enumerate(names)}

@@ -6,6 +6,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy
 from gwcore._speedups.accesslog cimport log_refused
+from gwcore._speedups.again cimport attempt_failed
 from gwcore._speedups.answer cimport answer_empty, answer_route
 from gwcore._speedups.attempt cimport (
     attempt_connected, attempt_late, attempt_leave_queue, attempt_next_waiter, attempt_release, attempt_take,
@@ -21,7 +22,7 @@ from gwcore._speedups.conn cimport (
     conn_flush, conn_limit, conn_move, conn_read, conn_rest, conn_send, conn_watch, worker_look,
 )
 from gwcore._speedups.deadline cimport answer_due, limits_find
-from gwcore._speedups.fields cimport BYTE_CLASS, B_TOKEN, M_DELETE, M_GET, M_HEAD, M_OPTIONS, M_PUT, M_TRACE
+from gwcore._speedups.fields cimport BYTE_CLASS, B_TOKEN, M_HEAD, M_OPTIONS, M_TRACE
 from gwcore._speedups.forward cimport exchange_note, forward_request
 from gwcore._speedups.early cimport early_safe
 from gwcore._speedups.greet cimport greet, greet_early
@@ -44,7 +45,7 @@ from gwcore._speedups.ring cimport ring_room
 from gwcore._speedups.router cimport RouteQuery, router_find
 from gwcore._speedups.slab cimport slab_take
 from gwcore._speedups.story cimport (
-    REQ_DISCARD, REQ_STREAM, X_ANSWERING, X_DISCARDING, X_FLUSHING, X_QUEUED, X_SENT, X_TUNNEL, Exchange, deadline_over,
+    REQ_DISCARD, REQ_STREAM, X_ANSWERING, X_BACKOFF, X_DISCARDING, X_FLUSHING, X_QUEUED, X_SENT, X_TUNNEL, Exchange, deadline_over,
 )
 from gwcore._speedups.sys cimport FIONREAD, ioctl
 from gwcore._speedups.tls cimport tls_holds, tls_is_early
@@ -59,7 +60,7 @@ from gwcore._speedups.ends cimport (
     exchange_end, exchange_fail, head_refuse, linger_read, proxy_refuse, tls_refuse,
 )
 from gwcore._speedups.relay cimport (
-    dispatch, dispatched, replay_keep, request_pump, send_replay, sent, upstream_read, write_failed, attempt_again, body_due,
+    dispatch, dispatched, replay_keep, request_pump, send_replay, sent, upstream_read, write_failed, body_due,
 )
 
 # ---- request heads ------------------------------------------------------------------------------------------------
@@ -190,7 +191,6 @@ cdef Exchange *exchange_new(Worker *w, Conn *c, const Head *h) noexcept nogil:
     x.tier = 1
     x.keep_alive = h.keep_alive and not w.draining and c.requests < w.plan.head.requests_per_connection \
         and w.now_ms - c.opened_ms < <uint64_t>w.plan.head.connection_age_ms * (900 + c.item.slot * 37 % 201) // 1000    # spread by 10 %
-    x.idempotent = h.has_key or h.method == M_GET or h.method == M_HEAD or h.method == M_OPTIONS or h.method == M_PUT or h.method == M_DELETE
     if h.chunked:
         x.request_kind = BODY_CHUNKED
         x.request_body = REQ_STREAM
@@ -322,6 +322,7 @@ cdef void begin_proxy(Worker *w, Exchange *x, const char *at, size_t size, const
         return
     x.hash_target = target_pick(w, p, r).upstream
     x.upstream = <Upstream *>x.plan.upstreams[x.hash_target]
+    x.idempotent = h.has_key or x.upstream.retry_methods >> h.method & 1
     x.hash = hash_of(w, x, h, plan_upstream(p, x.hash_target))
     if plan_upstream(p, x.hash_target).template_:
         x.pool_key = template_key(w, x, h, plan_upstream(p, x.hash_target))
@@ -353,17 +354,14 @@ cdef void begin_proxy(Worker *w, Exchange *x, const char *at, size_t size, const
         x.replay_lost = not x.idempotent
         replay_keep(w, x)
         rc = conn_send(w, x.up, &w.out)
-        if rc == RC_FAIL and x.up.cut:       # a part of it was sent
-            conn_rest(w, x.client, at + size, 0)
-            exchange_fail(w, x, R_UPSTREAM_RESET, True)
-            return
-        if rc == RC_FAIL:                    # closed while idle; nothing was sent, so any request may go elsewhere
+        if rc == RC_FAIL and not x.up.cut:   # closed while idle; nothing was sent, so any request may go elsewhere
             queue_clear(&w.bufs, &x.replay)
             x.request_left, x.body_seen, x.bytes_in, x.request_body, x.request_chunks = left, seen, bytes_in, body, chunks
             buf_give(&w.bufs, x.request_trailers)
             x.request_trailers = NULL
             x.replay_lost = 0
             x.attempts = 0
+            x.upstream.cell.firsts -= 1      # it was none
             attempt_release(w, x, False, CLOSE_STALE)
             continue
         conn_rest(w, x.client, at + h.size + used, size - h.size - used)
@@ -428,7 +426,8 @@ cdef void client_event(Worker *w, Conn *c) noexcept nogil:
             else:
                 exchange_complete(w, x)
             return
-        conn_arm(w, c, w.now_ms + (client_write_ms(x) if c.output.bytes else NEVER_MS))
+        if x.phase != X_QUEUED and x.phase != X_BACKOFF:         # there the timer tells how long it waits
+            conn_arm(w, c, w.now_ms + (client_write_ms(x) if c.output.bytes else NEVER_MS))
     if x.phase == X_DISCARDING:
         discard(w, x)
         return
@@ -490,7 +489,10 @@ cdef void client_timeout(Worker *w, Conn *c) noexcept nogil:
         else:
             client_end(w, c, False)          # idle long enough
         return
-    if x.phase == X_QUEUED and deadline_over(w, x):
+    if x.phase == X_BACKOFF:
+        conn_arm(w, c, w.now_ms + NEVER_MS)
+        dispatch(w, x)
+    elif x.phase == X_QUEUED and deadline_over(w, x):
         exchange_fail(w, x, R_DEADLINE, False)
     elif x.phase == X_QUEUED:
         x.upstream.cell.queue_timeout += 1
@@ -528,8 +530,8 @@ cdef void upstream_event(Worker *w, Conn *c) noexcept nogil:
             send_replay(w, x)
             if x.item.live and x.up == c and c.readable:     # it spoke, or ended, in the same moment: no other event will tell
                 upstream_read(w, x)
-        elif rc == RC_FAIL and attempt_again(w, x, x.reason):
-            dispatch(w, x)
+        elif rc == RC_FAIL:
+            attempt_failed(w, x, x.reason)
         return
     if x.phase == X_TUNNEL:
         tunnel_event(w, x, c)
@@ -570,18 +572,16 @@ cdef void upstream_timeout(Worker *w, Conn *c) noexcept nogil:
     if c.state == C_CONNECTING:
         if attempt_late(w, x):
             return
-        x.reason = R_CONNECT_TIMEOUT
-        if attempt_again(w, x, R_CONNECT_TIMEOUT):
-            dispatch(w, x)
+        attempt_failed(w, x, R_CONNECT_TIMEOUT)
     elif x.phase == X_TUNNEL:                # the client's timer watches over both
         conn_arm(w, c, w.now_ms + NEVER_MS)
     elif c.output.bytes:
-        exchange_fail(w, x, R_UPSTREAM_WRITE_TIMEOUT, False)
+        attempt_failed(w, x, R_UPSTREAM_WRITE_TIMEOUT)
     elif x.phase == X_SENT:
         if x.request_body == REQ_STREAM:     # the client is still sending: its own limits watch that
             conn_arm(w, c, answer_due(w, x, x.route.response_ms, False))
         else:
-            exchange_fail(w, x, R_RESPONSE_TIMEOUT, False)
+            attempt_failed(w, x, R_RESPONSE_TIMEOUT)
     elif x.client.output.bytes or x.piped:   # we hold it back ourselves
         conn_arm(w, c, w.now_ms + x.route.idle_ms)
     else:

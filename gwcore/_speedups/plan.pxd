@@ -106,9 +106,14 @@ cdef struct UpstreamSpec:
     uint32_t write_ms
     uint32_t response_ms
     uint32_t body_idle_ms
-    uint32_t stale_retry
-    uint32_t connect_retries
-    uint32_t per_try_ms
+    uint64_t retry_methods   # bit per llhttp method: may be sent twice
+    uint32_t retry_on        # retry.RetryOn
+    uint32_t retry_extra     # attempts after the first
+    uint32_t per_try_ms      # 0 = no limit of its own
+    uint32_t backoff_ms
+    uint32_t backoff_most_ms
+    uint32_t budget_milli    # deposit of a first attempt, in thousandths of a retry
+    uint32_t budget_per_s
     uint32_t proxy_protocol  # version of the PROXY header that new connections begin with; 0 = none
     uint32_t slow_start_ms
     uint32_t panic_pct       # fewer sound endpoints than this share, and nothing is held against them

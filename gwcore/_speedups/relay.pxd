@@ -5,7 +5,6 @@ from gwcore._speedups.types cimport uint64_t
 
 cdef void dispatch(Worker *w, Exchange *x) noexcept nogil
 cdef void dispatched(Worker *w, Exchange *x, int rc) noexcept nogil
-cdef bint attempt_again(Worker *w, Exchange *x, int reason) noexcept nogil
 cdef void send_replay(Worker *w, Exchange *x) noexcept nogil
 cdef void sent(Worker *w, Exchange *x) noexcept nogil
 cdef void replay_keep(Worker *w, Exchange *x) noexcept nogil

@@ -2,6 +2,7 @@
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memchr
+from gwcore._speedups.again cimport again_stale, answer_refused, attempt_failed, first_reason
 from gwcore._speedups.attempt cimport attempt_queue, attempt_release, attempt_take
 from gwcore._speedups.body cimport body_end_response, body_request, body_response
 from gwcore._speedups.buffer cimport buf_bytes, queue_clear
@@ -16,13 +17,14 @@ from gwcore._speedups.fields cimport M_HEAD
 from gwcore._speedups.http1 cimport BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, keep_alive_ms, response_body, response_check
 from gwcore._speedups.idle cimport idle_peer_closed
 from gwcore._speedups.outlist cimport out_add, out_reset, out_store
-from gwcore._speedups.permit cimport permit_answer, permit_fail, permit_refused
+from gwcore._speedups.permit cimport permit_answer, permit_refused
 from gwcore._speedups.proxyproto cimport proxy_write
 from gwcore._speedups.reasons cimport (
     RETRY_ANY, R_BAD_RESPONSE, R_BUFFER_LIMIT, R_CONNECT_TIMEOUT, R_DEADLINE, R_DNS_FAILED, R_HEADERS_TOO_LARGE, R_NO_ENDPOINT, R_QUEUE_FULL,
     R_RESPONSE_HEADERS_TOO_LARGE, R_RESPONSE_TRUNCATED, R_TOO_MANY_HEADERS, R_UPGRADE_FAILED, R_UPSTREAM_RESET,
     reason_row,
 )
+from gwcore._speedups.retry cimport ON_SENT, ON_STALE
 from gwcore._speedups.splice cimport Moved, conn_dry, pipe_give, pipe_take, splice_move, splice_through
 from gwcore._speedups.story cimport REQ_DISCARD, REQ_DONE, REQ_STREAM, X_ANSWERING, X_CONNECTING, X_QUEUED, X_SENT, Exchange, deadline_over
 from gwcore._speedups.tunnel cimport tunnel_agreed, tunnel_begin
@@ -34,6 +36,7 @@ cdef enum:
     READS_A_TURN = 8         # of one connection, before others get their turn
     INTERIMS_MAX = 8
     READ_LEAST = 4096
+    CHUNK_FRAME = 64         # more than framing adds to a piece of a body
     STALE_US = 1000000       # closed so soon after the request: it was about to close anyway
 
 cdef double EWMA_SHARE = 0.1     # of the newest answer in an endpoint's latency
@@ -49,72 +52,73 @@ cdef void dispatch(Worker *w, Exchange *x) noexcept nogil:
 
 
 cdef void dispatched(Worker *w, Exchange *x, int rc) noexcept nogil:
-    while True:
-        if rc == RC_OK:
-            send_replay(w, x)
-            return
-        if rc == RC_AGAIN:
-            exchange_move(w, x, X_CONNECTING)
-            return
-        if x.reason == 0:
-            if attempt_queue(w, x):
-                exchange_move(w, x, X_QUEUED)
-                conn_register(w, x.client)
-                conn_arm(w, x.client, x.waiter.deadline_ms)
-            else:
-                exchange_fail(w, x, R_QUEUE_FULL, False)
-            return
-        if permit_refused(x):                        # of a second attempt the client never knew: it is told of the first
-            exchange_fail(w, x, x.first_reason if x.first_reason else x.reason, False)
-            return
-        if x.reason == R_DNS_FAILED or x.reason == R_NO_ENDPOINT:     # nobody to try: no attempt was made, so none is made again
-            exchange_fail(w, x, x.reason, False)
-            return
-        if not attempt_again(w, x, x.reason):
-            return
-        rc = attempt_take(w, x)
+    if rc == RC_OK:
+        send_replay(w, x)
+    elif rc == RC_AGAIN:
+        exchange_move(w, x, X_CONNECTING)
+    elif x.reason == 0:
+        if attempt_queue(w, x):
+            exchange_move(w, x, X_QUEUED)
+            conn_register(w, x.client)
+            conn_arm(w, x.client, x.waiter.deadline_ms)
+        else:
+            exchange_fail(w, x, first_reason(x, R_QUEUE_FULL), False)
+    elif x.reason == R_DNS_FAILED or x.reason == R_NO_ENDPOINT or permit_refused(x):     # no attempt was made, so none is made again
+        exchange_fail(w, x, first_reason(x, x.reason), False)
+    else:
+        attempt_failed(w, x, x.reason)
 
 
-cdef bint attempt_again(Worker *w, Exchange *x, int reason) noexcept nogil:
-    """An attempt failed before anything was sent (or the connection was stale). False: the exchange has been failed."""
-    cdef bint stale = reason == R_UPSTREAM_RESET
-    permit_fail(w, x, reason)
-    x.first_reason = <uint16_t>reason
-    if x.up != NULL:
-        attempt_release(w, x, False, CLOSE_STALE if stale else CLOSE_TIMEOUT if reason == R_CONNECT_TIMEOUT else CLOSE_ERROR)
-    if reason_row(reason).retry == RETRY_ANY and x.endpoint != NULL and x.attempts < 1 + x.upstream.connect_retries + x.stale_used and not x.replay_lost:
-        x.upstream.cell.retries += 1
-        return True
-    exchange_fail(w, x, reason, False)
-    return False
+cdef bint worth_keeping(const Exchange *x) noexcept nogil:
+    """May a request that is sent now have to be sent again?"""
+    return x.idempotent and (x.reused or (x.upstream.retry_extra and x.upstream.retry_on & ON_SENT))
 
 
-cdef void send_replay(Worker *w, Exchange *x) noexcept nogil:
-    """The connection is up: send the kept head, and body bytes that wait."""
+cdef int body_keep(Worker *w, Exchange *x) noexcept nogil:
+    """Copy the body bytes that wait behind what is kept of the request, if all that is then kept is within buffers.replay. RC_DONE: they are
+    left as they are. RC_FAIL: x.reason."""
     cdef Conn *c = x.client
     cdef size_t used = 0
     cdef int rc
+    if x.replay_lost or x.replay.bytes + c.input.len + CHUNK_FRAME > x.route.replay_bytes or not worth_keeping(x):
+        return RC_DONE
+    rc = body_request(w, x, buf_bytes(c.input), c.input.len, &w.out, &used)
+    if rc != RC_FAIL and out_store(&w.bufs, &w.out, &x.replay) != RC_OK:
+        x.reason = R_BUFFER_LIMIT
+        rc = RC_FAIL
     out_reset(&w.out)
-    if x.upstream.proxy_protocol and not x.reused and x.up.tls.ssl == NULL:
+    conn_rest(w, c, buf_bytes(c.input) + used, c.input.len - used)
+    return RC_FAIL if rc == RC_FAIL else RC_OK
+
+
+cdef void send_replay(Worker *w, Exchange *x) noexcept nogil:
+    """The connection is up: send what is kept, and body bytes that wait."""
+    cdef Conn *c = x.client
+    cdef size_t used = 0
+    cdef bint waits = x.request_body == REQ_STREAM and c.input != NULL and not x.expects_continue
+    cdef int rc
+    out_reset(&w.out)
+    rc = body_keep(w, x) if waits else RC_OK
+    if rc != RC_FAIL and x.upstream.proxy_protocol and not x.reused and x.up.tls.ssl == NULL:
         proxy_write(c, &w.out, x.upstream.proxy_protocol)
-    request_out(w, x, &w.out)
-    if x.request_body == REQ_STREAM and c.input != NULL and not x.expects_continue:
+    if rc != RC_FAIL:
+        request_out(w, x, &w.out)
+    if rc == RC_DONE:
         rc = body_request(w, x, buf_bytes(c.input), c.input.len, &w.out, &used)
-        if rc == RC_FAIL:
-            out_reset(&w.out)
-            exchange_fail(w, x, x.reason, True)
-            return
-        if used:
-            x.replay_lost = 1
+    if rc == RC_FAIL:
+        out_reset(&w.out)
+        exchange_fail(w, x, x.reason, True)
+        return
+    if used:
+        x.replay_lost = 1
     rc = conn_send(w, x.up, &w.out)
     if used:
         conn_rest(w, c, buf_bytes(c.input) + used, c.input.len - used)
     if rc == RC_FAIL and x.reused and not used and not x.stale_used and not x.up.cut:
-        x.stale_used = 1
-        attempt_release(w, x, False, CLOSE_STALE)
+        again_stale(w, x)                            # nothing was sent: any request may go again
         dispatch(w, x)
         return
-    if not x.reused or not x.idempotent:
+    if x.replay_lost or not worth_keeping(x):
         queue_clear(&w.bufs, &x.replay)
         x.replay_lost = 1
     sent(w, x)
@@ -130,10 +134,10 @@ cdef void sent(Worker *w, Exchange *x) noexcept nogil:
         if x.client.input == NULL:
             out_add(&w.out, b"HTTP/1.1 100 Continue\r\n\r\n", 25)
             conn_send(w, x.client, &w.out)
-    if x.request_body == REQ_STREAM:
-        request_pump(w, x)
-    elif x.up.broken:
+    if x.up.broken:
         write_failed(w, x)
+    elif x.request_body == REQ_STREAM:
+        request_pump(w, x)
 
 
 cdef void write_failed(Worker *w, Exchange *x) noexcept nogil:
@@ -293,15 +297,11 @@ cdef void upstream_ended(Worker *w, Exchange *x, bint clean) noexcept nogil:
     if x.phase == X_SENT:
         if not x.got_bytes and x.reused and w.now_us - x.start_us < STALE_US:
             idle_peer_closed(&x.up.pooled, w.now_ms)
-        if not x.got_bytes and x.reused and not x.stale_used and x.upstream.stale_retry and x.idempotent and not x.replay_lost \
-                and x.request_body != REQ_DISCARD:
-            # it closed the idle connection while our request was on its way (RFC 9112 9.3.1)
-            x.stale_used = 1
-            x.upstream.cell.retries += 1
-            attempt_release(w, x, False, CLOSE_STALE)
+        if not x.got_bytes and x.reused and not x.stale_used and x.upstream.retry_on & ON_STALE and x.idempotent and not x.replay_lost:
+            again_stale(w, x)        # it closed the idle connection while our request was on its way (RFC 9112 9.3.1)
             dispatch(w, x)
             return
-        exchange_fail(w, x, R_UPSTREAM_RESET, False)
+        attempt_failed(w, x, R_UPSTREAM_RESET)
         return
     if clean and x.response_kind == BODY_CLOSE:
         out_reset(&w.out)
@@ -372,6 +372,8 @@ cdef void response_head(Worker *w, Exchange *x, const char *at, size_t size, siz
         x.endpoint.ewma_ms = latency_ms
     else:
         x.endpoint.ewma_ms += (latency_ms - x.endpoint.ewma_ms) * EWMA_SHARE
+    if h.status >= 429 and answer_refused(w, x, h, at, size):
+        return
     x.response_kind = <uint8_t>response_body(h, x.method == M_HEAD)
     x.response_left = <uint64_t>h.length if h.length > 0 else 0
     x.chunk_out = (x.response_kind == BODY_CHUNKED or x.response_kind == BODY_CLOSE) and not x.http10

@@ -1,5 +1,6 @@
 # Level 4. The shared segment: one lane of counters per worker slot, one writer each; cells by slot number. Readers add up.
 from gwcore._speedups.breaker_cell cimport BreakerCell, BreakerEvents, BreakerLane, BreakerView
+from gwcore._speedups.budget cimport Budget
 from gwcore._speedups.store cimport Store
 from gwcore._speedups.types cimport size_t, uint32_t, uint64_t
 from libc.stdint cimport uint8_t
@@ -34,7 +35,9 @@ cdef struct UpstreamCell:
     uint64_t reuses
     uint64_t queue_full
     uint64_t queue_timeout
-    uint64_t retries
+    uint64_t firsts          # first attempts; what they deposit in the budget of retries is worked out by whoever retries
+    uint64_t retried[5]      # attempts after them: RETRY_WORDS
+    uint64_t retry_denied    # retries that the budget did not pay for
     uint64_t tls_full        # handshakes with it
     uint64_t tls_resumed
     uint64_t warmed          # of opens: ahead of need, for pool.min_idle
@@ -137,12 +140,21 @@ cdef struct Segment_:
     EndpointCell endpoints[2048]
     uint32_t down[256]       # by upstream: how many of its endpoints have HEALTH_DOWN
     uint64_t health[2048]    # by endpoint, written by the supervisor: since when (ms of CLOCK_MONOTONIC) << 3 | drained << 2 | EndpointHealth
+    Budget budgets[256]      # of retries, by upstream
     TicketRing tickets
     uint64_t store_off       # of the store of sessions
     uint64_t breakers_off    # of the ring of their transitions; behind it the cells
 
 cdef inline Lane *segment_lane(Segment_ *s, uint32_t worker) noexcept nogil:
     return <Lane *>(<char *>s + 65536) + worker
+
+cdef inline uint64_t segment_firsts(Segment_ *s, uint32_t slot) noexcept nogil:
+    """First attempts at an upstream, of all workers so far."""
+    cdef uint64_t n = 0
+    cdef uint32_t i
+    for i in range(s.workers):
+        n += gw_counter(&segment_lane(s, i).upstreams[slot].firsts)
+    return n
 
 cdef inline Store *segment_store(Segment_ *s) noexcept nogil:
     return <Store *>(<char *>s + s.store_off)
@@ -162,7 +174,9 @@ cdef extern from * nogil:
     #define gw_atomic_store(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
     #define gw_atomic_load64(p) __atomic_load_n((p), __ATOMIC_RELAXED)
     #define gw_atomic_store64(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
+    #define gw_counter(p) __atomic_load_n((p), __ATOMIC_RELAXED)
     """
+    uint64_t gw_counter(const uint64_t *p)
     uint32_t gw_atomic_add(uint32_t *p, int v)
     uint32_t gw_atomic_load(const uint32_t *p)
     void gw_atomic_store(uint32_t *p, uint32_t v)

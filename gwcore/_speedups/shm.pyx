@@ -7,14 +7,17 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from gwcore._speedups.breaker_cell cimport SUPERVISOR, cell_retire
+from gwcore._speedups.budget cimport budget_level
 from gwcore._speedups.histogram cimport histogram_edge_us
 from gwcore._speedups.reasons cimport R_COUNT, reason_row
+from gwcore._speedups.retry cimport RETRY_KINDS
 from gwcore._speedups.store cimport store_bytes, store_count, store_forget, store_init, store_retire
 from gwcore._speedups.sys cimport MAP_FAILED, MAP_NORESERVE, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 
 LIMITS = {"route": ROUTE_CELLS, "upstream": UPSTREAM_CELLS, "endpoint": ENDPOINT_CELLS}
 CLOSE_WORDS = ("idle", "max_requests", "max_age", "peer", "error", "stale", "evicted", "drain", "timeout", "aborted", "tunnel")
 HEALTH_WORDS = ("unknown", "up", "down", "back")         # EndpointHealth
+RETRY_WORDS = ("connect", "stale", "reset", "timeout", "status")
 MAGIC = 0x73637767
 TICKET_KEY_BYTES = sizeof(TicketKey)
 GROUP_WORDS = ("X25519", "P-256", "P-384", "X25519MLKEM768", "none", "other")
@@ -306,17 +309,20 @@ cdef dict upstream_figures(Segment self, uint32_t slot):
     cdef uint64_t sum_us = 0, wait_us = 0
     memset(cells, 0, sizeof(cells))
     memset(waits, 0, sizeof(waits))
-    out = dict.fromkeys(("opens", "warmed", "raced", "reuses", "queue_full", "queue_timeout", "retries", "tls_full", "tls_resumed", "waiting", "in_use", "idle", "connecting"), 0)
+    out = dict.fromkeys(("opens", "warmed", "raced", "reuses", "queue_full", "queue_timeout", "retries", "retry_denied", "tls_full", "tls_resumed", "waiting", "in_use", "idle", "connecting"), 0)
     rtt = {"count": 0, "sum": 0.0, "squares": 0.0, "variation": 0.0}
     closed = dict.fromkeys(CLOSE_WORDS, 0)
+    retried = dict.fromkeys(RETRY_WORDS, 0)
     for w in range(self.mem.workers):
         c = &segment_lane(self.mem, w).upstreams[slot]
         for key, n in (("opens", c.opens), ("reuses", c.reuses), ("queue_full", c.queue_full), ("queue_timeout", c.queue_timeout),
-                       ("retries", c.retries), ("tls_full", c.tls_full), ("tls_resumed", c.tls_resumed), ("waiting", c.waiting), ("in_use", c.in_use), ("idle", c.idle), ("connecting", c.connecting),
+                       ("retry_denied", c.retry_denied), ("tls_full", c.tls_full), ("tls_resumed", c.tls_resumed), ("waiting", c.waiting), ("in_use", c.in_use), ("idle", c.idle), ("connecting", c.connecting),
                        ("warmed", c.warmed), ("raced", c.raced)):
             out[key] += n
         for key, value in (("count", c.rtt_n), ("sum", c.rtt_us / 1e6), ("squares", c.rtt_square_us / 1e12), ("variation", c.rtt_var_us / 1e6)):
             rtt[key] += value
+        for i in range(RETRY_KINDS):
+            retried[RETRY_WORDS[i]] += c.retried[i]
         for i in range(CLOSE_REASONS):
             closed[CLOSE_WORDS[i]] += c.closed[i]
         for i in range(HIST_CELLS):
@@ -324,4 +330,6 @@ cdef dict upstream_figures(Segment self, uint32_t slot):
             waits[i] += c.waits[i]
         sum_us += c.sum_us
         wait_us += c.wait_us
-    return dict(out, closed=closed, seconds=seconds(cells, sum_us), queue_seconds=seconds(waits, wait_us), rtt=rtt)
+    out["retries"] = sum(retried.values())
+    budget = budget_level(&self.mem.budgets[slot], segment_firsts(self.mem, slot), time.monotonic_ns() // 1_000_000)
+    return dict(out, closed=closed, retried=retried, retry_budget=budget / 1000, seconds=seconds(cells, sum_us), queue_seconds=seconds(waits, wait_us), rtt=rtt)

@@ -14,6 +14,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t
 cdef enum Phase:
     X_FREE
     X_QUEUED                 # waits for a place in a pool
+    X_BACKOFF                # an attempt failed; waits to make another
     X_CONNECTING
     X_SENT                   # the head is on its way to the upstream, nothing of an answer came
     X_ANSWERING              # the answer's head went to the client
@@ -84,6 +85,7 @@ cdef struct Exchange:
     uint32_t connecting_us
     uint16_t status
     uint16_t reason
+    uint16_t retried         # status of an answer after which the request was tried again; 0 = the last retry had another cause
     uint8_t phase            # Phase; exchange_move alone writes it
     uint8_t method
     uint8_t http10
@@ -108,6 +110,7 @@ cdef struct Exchange:
     uint8_t tier
     uint8_t early            # it may be a copy of an old one: it came in early data here, or says that it did before
     uint8_t hop              # number that a trusted gateway before us gave its attempt; 1 = the first, or nobody said
+    uint8_t budget_empty     # the budget would not pay for another
     uint8_t retries          # attempts after the first that were charged to the budget
 
 cdef inline uint64_t by_deadline(const Exchange *x, uint64_t due_ms) noexcept nogil:

@@ -1,5 +1,6 @@
 # Level 4. What a worker keeps of an upstream between plans: endpoints with their pools, the queue, the balancer's state.
 from gwcore._speedups.breaker_cell cimport BreakerView
+from gwcore._speedups.budget cimport Budget
 from gwcore._speedups.plan cimport EndpointSpec, PlanHead, UpstreamSpec
 from gwcore._speedups.shm cimport HEALTH_DOWN, UpstreamCell, gw_atomic_load64
 from gwcore._speedups.conn cimport Conn, Worker
@@ -43,6 +44,7 @@ cdef struct Upstream:
     Link serve               # first member; in the worker's list of queues to be served
     char name[128]           # identity
     uint32_t name_len
+    uint32_t slot            # in the segment
     uint32_t n
     BreakerView breaker
     Endpoint **endpoints
@@ -58,10 +60,12 @@ cdef struct Upstream:
     uint32_t tls_ms
     SSL_CTX *client          # of the current plan; NULL = plain
     uint32_t write_ms
-    uint32_t stale_retry
     uint32_t proxy_protocol
     uint32_t slow_start_ms
-    uint32_t connect_retries
+    Budget *budget           # of retries, shared
+    uint64_t retry_methods   # bit per method
+    uint32_t retry_on        # retry.RetryOn
+    uint32_t retry_extra
     uint32_t per_try_ms      # 0 = no limit of its own
     uint32_t panic_pct
     const uint32_t *down     # of the segment: how many of its endpoints active checks hold down
@@ -69,6 +73,8 @@ cdef struct Upstream:
     uint32_t eject_most_pct
     double eject_above
     bint watched             # by a breaker, or several
+    uint32_t backoff_ms
+    uint32_t backoff_most_ms
     uint32_t weight_sum
     uint32_t next_robin
     bint gone

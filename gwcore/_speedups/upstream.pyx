@@ -9,12 +9,12 @@ from libc.string cimport memcmp, memcpy, memset
 
 from gwcore._speedups.breaker_cell cimport cell_state, cell_use, cell_would_admit
 from gwcore._speedups.breaker_core cimport BRK_CLOSED
+from gwcore._speedups.budget cimport budget_set
 from gwcore._speedups.conn cimport Worker, random_next
-from gwcore._speedups.shm cimport HEALTH_BACK, gw_atomic_load, gw_atomic_load64
 from gwcore._speedups.plan cimport (
     BALANCE_EWMA, BALANCE_HASH, BALANCE_RANDOM, BALANCE_ROUND_ROBIN, EndpointSpec, PlanHead, UpstreamSpec, Str, hash_bytes, plan_endpoint, plan_text,
 )
-from gwcore._speedups.shm cimport ENDPOINT_CELLS, UPSTREAM_CELLS, segment_breaker
+from gwcore._speedups.shm cimport ENDPOINT_CELLS, HEALTH_BACK, UPSTREAM_CELLS, gw_atomic_load, gw_atomic_load64, segment_breaker, segment_firsts
 from gwcore._speedups.sys cimport AF_UNIX
 from gwcore._speedups.tlsclient cimport sessions_drop
 from gwcore._speedups.types cimport link_init, size_t
@@ -289,6 +289,7 @@ cdef bint upstream_update(Worker *w, Upstream *u, const PlanHead *p, const Upstr
     u.count_429 = spec.count_429
     u.eject_most_pct = spec.eject_most_pct
     u.eject_above = spec.eject_above_pct / 100.0
+    u.slot = spec.slot
     u.cell = &w.lane.upstreams[spec.slot]
     u.down = &w.segment.down[spec.slot]
     u.panic_pct = spec.panic_pct
@@ -301,11 +302,16 @@ cdef bint upstream_update(Worker *w, Upstream *u, const PlanHead *p, const Upstr
     u.tls_ms = spec.tls_ms
     u.client = client
     u.write_ms = spec.write_ms
-    u.stale_retry = spec.stale_retry
     u.proxy_protocol = spec.proxy_protocol
     u.slow_start_ms = spec.slow_start_ms
-    u.connect_retries = spec.connect_retries
+    u.budget = &w.segment.budgets[spec.slot]
+    budget_set(u.budget, spec.budget_milli, spec.budget_per_s, segment_firsts(w.segment, spec.slot), w.now_ms)
+    u.retry_methods = spec.retry_methods
+    u.retry_on = spec.retry_on
+    u.retry_extra = spec.retry_extra
     u.per_try_ms = spec.per_try_ms
+    u.backoff_ms = spec.backoff_ms
+    u.backoff_most_ms = spec.backoff_most_ms
     u.gone = False
     return True
 

@@ -50,6 +50,7 @@ UPSTREAM_COUNTERS = {
     "queue_full": ("gwcore_upstream_queue_full_total", "Requests refused by a full queue"),
     "queue_timeout": ("gwcore_upstream_queue_timeouts_total", "Requests that waited too long"),
     "retries": ("gwcore_upstream_retries_total", "Requests sent again"),
+    "retry_denied": ("gwcore_upstream_retries_denied_total", "Requests not sent again because the budget of retries was empty"),
 }
 UPSTREAM_RATIOS = {
     "reuse_ratio": ("gwcore_upstream_reuse_ratio", "Share of requests that found a connection ready"),
@@ -62,6 +63,7 @@ UPSTREAM_GAUGES = {
     "in_use": "Connections that serve a request",
     "idle": "Connections waiting for a request",
     "connecting": "Connections being made",
+    "retry_budget": "Retries that the budget would pay for now",
 }
 
 
@@ -189,12 +191,18 @@ def _upstreams(upstreams: dict[str, Any], opens: dict[str, float]) -> Iterable[A
         _histogram(waits, upstream, u["queue_seconds"])
     yield rtt
     yield waits
+    retried = CounterMetricFamily(
+        "gwcore_upstream_retries_by_kind_total", "Requests sent again, by what had failed", labels=["upstream", "kind"]
+    )
     closed = CounterMetricFamily("gwcore_upstream_closed_total", "Connections closed, by reason", labels=["upstream", "reason"])
     seconds = HistogramMetricFamily("gwcore_upstream_seconds", "Time to the response head", labels=["upstream"])
     for upstream, u in upstreams.items():
+        for kind, n in u["retried"].items():
+            retried.add_metric([upstream, kind], n)
         for reason, n in u["closed"].items():
             closed.add_metric([upstream, reason], n)
         _histogram(seconds, upstream, u["seconds"])
+    yield retried
     yield closed
     yield seconds
 

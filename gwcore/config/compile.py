@@ -13,10 +13,12 @@ from typing import Any, Protocol
 
 from gwcore._speedups.fields import METHOD_NAMES
 from gwcore._speedups.plan import PlanBuilder, key_hash
+from gwcore._speedups.retry import ON as RETRY_ON
 from gwcore.config.base import interleaved
 from gwcore.config.compile_tls import TlsWriter
 from gwcore.config.places import Addresses, Place, places
 from gwcore.config.resilience import rules
+from gwcore.config.retry import Retry
 from gwcore.config.routes import Route, Target
 from gwcore.config.schema import Config
 from gwcore.config.tables import NO_ARRAY, NO_STR, Writer, open_table
@@ -123,6 +125,20 @@ def _sockaddr(ip: str, port: int) -> bytes:
     )
 
 
+def retry_fields(r: Retry) -> dict[str, int]:
+    """What the plan's UpstreamSpec holds of retries."""
+    return {
+        "retry_on": sum(RETRY_ON[x] for x in {*r.on, *r.statuses}),
+        "retry_extra": r.attempts,
+        "retry_methods": sum(METHOD_BIT[x] for x in set(r.methods)),
+        "per_try_ms": _ms(r.per_try),
+        "backoff_ms": _ms(r.backoff.base),
+        "backoff_most_ms": _ms(r.backoff.max),
+        "budget_milli": round(r.budget.ratio * 1000),
+        "budget_per_s": r.budget.min,
+    }
+
+
 class _Compiler(Writer):
     def __init__(self, config: Config, slots: Slots, config_path: str, addresses: Addresses, workers: int):
         super().__init__(PlanBuilder())
@@ -196,9 +212,7 @@ class _Compiler(Writer):
                     "template_": int(u.pool.granularity == "template"),
                     **rules(u, len(endpoints)),
                     "principal": self.text(u.pool.principal.lower()),
-                    "stale_retry": int("stale" in u.retry.on),
-                    "per_try_ms": _ms(u.retry.per_try),
-                    "connect_retries": u.retry.attempts if "connect" in u.retry.on else 0,
+                    **retry_fields(u.retry),
                 }
             )
         return self.b.array("upstream", rows)

@@ -78,6 +78,8 @@ class _Reader:
             out: dict[Any, Any] = {}
             for key_node, value_node in node.value:
                 key = self.scalar(key_node, path)
+                if isinstance(key, bool):  # YAML 1.1 takes `on` for true, also where it is the name of a key
+                    key = key_node.value
                 here = (key_node.start_mark.line + 1, key_node.start_mark.column + 1)
                 if key in out:
                     first = self.places[(*path, key)]

@@ -10,6 +10,7 @@ from gwcore.config.base import TOKEN, Address, Model
 from gwcore.config.certs import Material
 from gwcore.config.health import Health, switch
 from gwcore.config.resilience import Breaker, Outlier
+from gwcore.config.retry import Retry
 from gwcore.config.tls import UpstreamTls
 from gwcore.config.units import Duration
 
@@ -85,16 +86,6 @@ class Hash(Model):
         if self.by != "client" and not TOKEN.fullmatch(self.name):
             raise ValueError(f"hash by {self.by} needs a name")
         return self
-
-
-class Retry(Model):
-    attempts: int = Field(1, ge=0, le=1)
-    """Extra attempts after one that could not connect."""
-    on: list[Literal["connect", "stale"]] = ["connect", "stale"]
-    """connect: no connection came about. stale: a reused connection closed before a byte of the answer came."""
-    per_try: Duration = 0.0
-    """Most time for one attempt, from its beginning to the response head; while the client sends its body it does not run. `off` = only
-    what `timeouts` of the upstream say."""
 
 
 class Upstream(Model):

@@ -106,6 +106,12 @@ def test_garbage_is_a_config_error(text):
     assert errors(text)
 
 
+def test_keys_named_on_need_no_quotes():
+    text = "listeners: [{address: '127.0.0.1:1'}]\nroutes: [{upstream: a}]\nvia: {on: response}\n"
+    c = load_text(text + "upstreams: {a: {endpoints: ['127.0.0.1:2'], retry: {on: [reset]}}}\n").config
+    assert c.via.on == "response" and c.upstreams["a"].retry.on == ["reset"]
+
+
 def test_environment(monkeypatch):
     monkeypatch.setenv("PORT", "8081")
     monkeypatch.setenv("WORKERS", "3")
@@ -131,6 +137,12 @@ def test_units():
             parse_duration(bad)
     for value in (0.0, 0.25, 5.0, 60.0, 3600.0, 90.0):
         assert parse_duration(format_duration(value)) == value
+
+
+def test_keys_named_on_need_no_quotes():
+    text = "listeners: [{address: '127.0.0.1:1'}]\nroutes: [{upstream: a}]\nvia: {on: response}\n"
+    c = load_text(text + "upstreams: {a: {endpoints: ['127.0.0.1:2'], retry: {on: [reset]}}}\n").config
+    assert c.via.on == "response" and c.upstreams["a"].retry.on == ["reset"]
 
 
 def test_defaults_are_those_of_the_table():
