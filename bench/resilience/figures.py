@@ -18,6 +18,7 @@ class Figures:
     """Counts are of the fault and what follows."""
 
     sent: int
+    ok: int
     failed: int
     refused: int
     refused_good: float  # of those refused: would have succeeded
@@ -63,6 +64,7 @@ def figures(s: Scenario, plan: list[Request], length: float, after: float) -> Fi
     good = sorted(r.took for r in counted if r.outcome == "ok" and r.due < length)
     return Figures(
         sent=len(counted),
+        ok=sum(r.outcome == "ok" for r in counted),
         failed=sum(r.outcome == "failed" for r in counted),
         refused=len(refused),
         refused_good=sum(s.chance(r.due, length, r.fate) for r in refused),

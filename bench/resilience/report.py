@@ -8,7 +8,7 @@ from typing import Any
 from bench.resilience.gateways import SETTINGS
 from bench.resilience.scenarios import SCENARIOS, Scenario
 
-PEERS = ("nginx", "haproxy", "envoy")
+LIKE = {"nginx": "retry", "haproxy": "checks", "envoy": "gwcore"}  # who has the same means: a second try, active checks, neither
 CLOSE = (1.05, 10)  # a loss so near to another's (share and count) is the same: arrivals and choices of endpoints are chance
 
 # At the most, for a fault of about a minute at 100 requests a second. refused: good ones.
@@ -40,13 +40,13 @@ def table(s: Scenario, result: dict[str, Any]) -> str:
         "",
         f"{result['rate']:g} requests/s, {result['before_s']:g} s well, {result['fault_s']:g} s of it, {result['after_s']:g} s after.",
         "",
-        "| gateway | lost | failed | good refused | refused | detect s | recover s | p50, p99 of good ms | bad answers after ms |",
-        "|---" * 9 + "|",
+        "| gateway | good answers | lost | failed | good refused | refused | detect s | recover s | p50, p99 of good ms | bad answers after ms |",
+        "|---" * 10 + "|",
     ]
     for name in SETTINGS:
         if f := result["gateways"].get(name):
             lines.append(
-                f"| {name} | {f['lost']:.0f} | {f['failed']} | {f['refused_good']:.0f} | {f['refused']} | {seconds(f['detect_s'])} | "
+                f"| {name} | {f['ok']} | {f['lost']:.0f} | {f['failed']} | {f['refused_good']:.0f} | {f['refused']} | {seconds(f['detect_s'])} | "
                 f"{seconds(f['recover_s'])} | {f['p50_ms']:.0f}, {f['p99_ms']:.0f} | {f['failing_ms']:.0f} |"
             )
     return "\n".join(lines) + "\n"
@@ -59,10 +59,10 @@ def whole(results: dict[str, Any]) -> str:
 
 
 def behind(name: str, result: dict[str, Any]) -> list[str]:
-    """The peers that lost fewer requests than gwcore: each is compared with the setting that tries as often."""
+    """The peers that lost fewer requests than gwcore with the same means."""
     out = []
-    for peer in PEERS:
-        ours = "retry" if peer == "nginx" and "retry" in result["gateways"] else "gwcore"
+    for peer, like in LIKE.items():
+        ours = like if like in result["gateways"] else "gwcore"
         if {peer, ours} <= result["gateways"].keys():
             theirs, own = result["gateways"][peer]["lost"], result["gateways"][ours]["lost"]
             if own > theirs * CLOSE[0] + CLOSE[1]:
