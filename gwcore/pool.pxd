@@ -54,16 +54,6 @@ cdef struct PoolCore:
     uint32_t illegal
     uint32_t draining        # keep nothing idle
 
-cdef struct Waiter:          # embedded in what waits
-    Link link                # first member
-    uint64_t since_ms
-    uint64_t deadline_ms
-
-cdef struct WaitQueue:
-    Link head                # oldest first
-    uint32_t n
-    uint32_t size
-
 cdef void pool_init(PoolCore *p) noexcept nogil
 cdef void item_init(PoolItem *item, PoolCore *p, uint32_t owner) noexcept nogil
 cdef bint pool_templates(PoolCore *p) noexcept nogil
@@ -79,9 +69,6 @@ cdef void pool_opened(PoolItem *item) noexcept nogil
 cdef int pool_release(PoolItem *item, uint64_t now_ms) noexcept nogil
 cdef void pool_closed(PoolItem *item, int why) noexcept nogil
 cdef PoolItem *pool_oldest(PoolCore *p, uint64_t now_ms) noexcept nogil
-cdef void waiters_init(WaitQueue *q, uint32_t size) noexcept nogil
-cdef bint waiters_push(WaitQueue *q, Waiter *w, uint64_t now_ms, uint64_t timeout_ms) noexcept nogil
-cdef bint waiters_drop(WaitQueue *q, Waiter *w) noexcept nogil
 
 cdef inline uint32_t pool_open(const PoolCore *p) noexcept nogil:
     return p.n_idle + p.n_busy + p.n_opening

@@ -12,7 +12,8 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from gwcore._speedups.shm cimport gw_atomic_add, gw_atomic_load, gw_atomic_store
-from gwcore._speedups.types cimport link_append, link_drop, link_empty, link_init, link_push
+from gwcore._speedups.types cimport link_drop, link_empty, link_init, link_push
+from gwcore._speedups.waiting cimport Waiter, WaitQueue, waiters_drop, waiters_init, waiters_push
 
 # from FREE, OPENING, BUSY, IDLE: the legal next states
 cdef uint8_t[4] LEGAL
@@ -204,33 +205,6 @@ cdef PoolItem *pool_oldest(PoolCore *p, uint64_t now_ms) noexcept nogil:
     return NULL
 
 
-cdef void waiters_init(WaitQueue *q, uint32_t size) noexcept nogil:
-    link_init(&q.head)
-    q.n = 0
-    q.size = size
-
-
-cdef bint waiters_push(WaitQueue *q, Waiter *w, uint64_t now_ms, uint64_t timeout_ms) noexcept nogil:
-    """Join the queue's end; False when it is full."""
-    if q.n >= q.size:
-        return False
-    link_append(&q.head, &w.link)
-    w.since_ms = now_ms
-    w.deadline_ms = now_ms + timeout_ms
-    q.n += 1
-    return True
-
-
-cdef bint waiters_drop(WaitQueue *q, Waiter *w) noexcept nogil:
-    """Leave the queue; False when it was not in it, so leaving twice is harmless."""
-    if w.deadline_ms == 0:
-        return False
-    link_drop(&w.link)
-    w.deadline_ms = 0
-    q.n -= 1
-    return True
-
-
 # ---- for asyncio programs -----------------------------------------------------------------------------------------
 
 CLOSE_WORDS = ("idle", "max_requests", "max_age", "peer", "error", "stale", "evicted", "drain", "timeout", "aborted")
@@ -313,6 +287,7 @@ cdef class Pool:
     def __cinit__(self):
         pool_init(&self.core)
         waiters_init(&self.queue, 0)
+        self.queue.plain = True
 
     def __init__(self, connect, *, close=None, max_connections=256, max_idle=256, idle_timeout_s=60.0, max_requests=10000, max_age_s=3600.0,
                  queue_size=512, queue_timeout_s=0.25, clock=time.monotonic):
@@ -392,7 +367,7 @@ cdef class Pool:
         cdef _Waiting w
         while self.waiting:
             w = self.waiting.popleft()
-            waiters_drop(&self.queue, &w.waiter)
+            waiters_drop(&self.queue, &w.waiter, self._now())
             if not w.future.done():
                 w.future.set_result(held)
                 return True
@@ -403,7 +378,7 @@ cdef class Pool:
     async def _wait(self):
         cdef _Waiting w = _Waiting.__new__(_Waiting)
         link_init(&w.waiter.link)
-        if not waiters_push(&self.queue, &w.waiter, self._now(), <uint64_t>(self.queue_timeout_s * 1000) + 1):
+        if not waiters_push(&self.queue, &w.waiter, 0, self._now(), <uint64_t>(self.queue_timeout_s * 1000) + 1):
             self.queue_full += 1
             raise PoolFull(f"all {self.core.max_connections} connections are in use and {self.queue.n} callers wait already; "
                            "raise max_connections or queue_size")
@@ -415,7 +390,7 @@ cdef class Pool:
         try:
             return await w.future
         except BaseException:                    # too late, closed, or cancelled
-            if waiters_drop(&self.queue, &w.waiter):
+            if waiters_drop(&self.queue, &w.waiter, self._now()):
                 self.waiting.remove(w)
             elif w.future.done() and not w.future.cancelled() and w.future.exception() is None:
                 self._give(w.future.result(), -1)        # promised to us in the moment in which we gave up
@@ -424,7 +399,7 @@ cdef class Pool:
             alarm.cancel()
 
     def _too_late(self, _Waiting w):
-        if waiters_drop(&self.queue, &w.waiter):
+        if waiters_drop(&self.queue, &w.waiter, self._now()):
             self.waiting.remove(w)
             if not w.future.done():
                 self.queue_timeout += 1
@@ -499,7 +474,7 @@ cdef class Pool:
         self.core.draining = 1
         while self.waiting:
             w = self.waiting.popleft()
-            waiters_drop(&self.queue, &w.waiter)
+            waiters_drop(&self.queue, &w.waiter, self._now())
             if not w.future.done():
                 w.future.set_exception(RuntimeError("the pool was closed"))
         await self.expire()

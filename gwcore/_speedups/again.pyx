@@ -1,7 +1,8 @@
 """Attempts that failed. The rules are in retry, the budget in budget; here an exchange is judged by them, and made ready to be dispatched anew
 when its back-off is over (client_timeout does that)."""
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint16_t, uint32_t
 
+from gwcore._speedups.admission cimport admission_end
 from gwcore._speedups.attempt cimport attempt_release
 from gwcore._speedups.budget cimport budget_due, budget_fold, budget_take
 from gwcore._speedups.conn cimport Conn, conn_arm, conn_register, conn_rest, random_next
@@ -94,6 +95,7 @@ cdef void again_reset(Worker *w, Exchange *x) noexcept nogil:
 
 cdef void again_after(Worker *w, Exchange *x, uint32_t wait_ms) noexcept nogil:
     again_reset(w, x)
+    admission_end(w, x)                          # it holds no place while it sleeps
     exchange_move(w, x, X_BACKOFF)
     conn_register(w, x.client)                   # one that leaves meanwhile shall be noticed
     conn_arm(w, x.client, w.now_ms + wait_ms)

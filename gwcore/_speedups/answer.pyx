@@ -4,6 +4,7 @@ from libc.string cimport memcpy, strlen
 
 from gwcore._speedups.buffer cimport buf_bytes
 from gwcore._speedups.conn cimport Worker
+from gwcore._speedups.explain cimport explain
 from gwcore._speedups.fields cimport METHODS, METHOD_SIZE
 from gwcore._speedups.outlist cimport OutList, out_copy, out_number, out_some
 from gwcore._speedups.permit cimport permit_detail
@@ -83,7 +84,7 @@ cdef int answer_error(Worker *w, OutList *o, const PlanHead *p, int reason, bint
     cdef int status = row.status if row.status else 500
     cdef const char *words = status_text(status)
     cdef char digits[3]
-    cdef char detail[400]
+    cdef char detail[512]
     cdef size_t n
     cdef Text body
     digits[0], digits[1], digits[2] = 48 + status // 100, 48 + status // 10 % 10, 48 + status % 10
@@ -95,15 +96,14 @@ cdef int answer_error(Worker *w, OutList *o, const PlanHead *p, int reason, bint
     put(&body, b',"reason":"', 11)
     put(&body, row.word, row.word_len)
     put(&body, b'"', 1)
-    if x != NULL and x.refusal:
-        n = permit_detail(x, detail, sizeof(detail))
-        if n:
-            put(&body, b',"detail":"', 11)
-            put(&body, detail, n)
-            put(&body, b'"', 1)
     if x != NULL and x.note != NULL:                 # ids hold letters, digits, dot, underscore and hyphen only
         put(&body, b',"request_id":"', 15)
         put(&body, buf_bytes(x.note) + x.note_path_len, x.note_id_len)
+        put(&body, b'"', 1)
+    n = permit_detail(x, detail, sizeof(detail)) if x != NULL and x.refusal else explain(w, x, reason, detail, sizeof(detail))
+    if n:
+        put(&body, b',"detail":"', 11)
+        put(&body, detail, n)
         put(&body, b'"', 1)
     put(&body, b"}\n", 2)
     say(o, b"HTTP/1.1 ")

@@ -1,20 +1,19 @@
 """Attempts. The order: the upstream's permit, candidates with a free place, balance, the endpoint's permit, reuse or connect. Who finds no
-place waits in the upstream's queue and holds nothing meanwhile."""
+place waits in the upstream's queue (queueing) and holds nothing meanwhile."""
 from libc.stdint cimport uint32_t, uint64_t
 
-from gwcore._speedups.conn cimport C_READY, LOOK_WAIT_MS, LOOK_WARM_MS, Conn, Worker, conn_arm, conn_move, random_next, worker_look
+from gwcore._speedups.conn cimport C_READY, LOOK_WARM_MS, Conn, Worker, conn_arm, conn_move, random_next, worker_look
 from gwcore._speedups.connect cimport connect_result, connect_start, connect_up, upstream_close, upstream_keep
 from gwcore._speedups.deadline cimport try_due
-from gwcore._speedups.histogram cimport histogram_cell
 from gwcore._speedups.permit cimport permit_cancel, permit_endpoint, permit_endpoint_fail, permit_move, permit_take
-from gwcore._speedups.reasons cimport R_DNS_FAILED, R_NO_ENDPOINT, R_QUEUE_FULL
+from gwcore._speedups.reasons cimport R_DNS_FAILED, R_NO_ENDPOINT
 from gwcore._speedups.slab cimport slab_at
-from gwcore._speedups.story cimport Exchange, by_deadline
-from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL, RC_OK, link_drop, link_empty, link_push
-from gwcore._speedups.upstream cimport Endpoint, Upstream, balance_pick, endpoint_drained, endpoint_short, endpoint_takes
+from gwcore._speedups.story cimport Exchange
+from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL, RC_OK, link_drop, link_push
+from gwcore._speedups.upstream cimport Endpoint, Upstream, balance_pick, endpoint_drained, endpoint_short
 from gwcore.pool cimport (
-    CLOSE_ABORTED, CLOSE_EVICTED, POOL_CONNECT, POOL_EVICT, POOL_FULL, PoolCore, PoolItem, Waiter, pool_acquire, pool_ask, pool_at_cap,
-    pool_has_place, pool_pressed, pool_unask, waiters_drop, waiters_push,
+    CLOSE_ABORTED, CLOSE_EVICTED, POOL_CONNECT, POOL_EVICT, POOL_FULL, PoolCore, PoolItem, pool_acquire, pool_at_cap,
+    pool_has_place, pool_pressed,
 )
 
 
@@ -203,7 +202,6 @@ cdef int attempt_take(Worker *w, Exchange *x) noexcept nogil:
     x.try_due_ms = w.now_ms + u.per_try_ms if u.per_try_ms else 0
     x.endpoint = e
     e.in_flight += 1
-    wait_over(w, x)
     if verdict == POOL_CONNECT:
         return attempt_open(w, x)
     c = <Conn *>conn_at(w, item.owner)
@@ -240,63 +238,3 @@ cdef void attempt_release(Worker *w, Exchange *x, bint reusable, int why) noexce
         upstream_keep(w, c)
     else:
         upstream_close(w, c, why)
-
-
-cdef void ask_for_place(Upstream *u) noexcept nogil:
-    cdef uint32_t i
-    for i in range(u.n):
-        pool_ask(&u.endpoints[i].pool)
-
-
-cdef bint attempt_queue(Worker *w, Exchange *x) noexcept nogil:
-    """Wait for a place; False when the queue is full (x.reason)."""
-    if not waiters_push(&x.upstream.queue, &x.waiter, w.now_ms, x.upstream.queue_ms):
-        x.reason = R_QUEUE_FULL
-        x.upstream.cell.queue_full += 1
-        return False
-    x.waiter_owner = x.item.slot
-    x.queued_us = w.now_us
-    if x.queue_deadline_ms:                      # it waited before, and another worker was quicker: its turn and its time stay
-        x.waiter.deadline_ms = x.queue_deadline_ms
-        link_drop(&x.waiter.link)
-        link_push(&x.upstream.queue.head, &x.waiter.link)
-    x.queue_deadline_ms = x.waiter.deadline_ms = by_deadline(x, x.waiter.deadline_ms)
-    x.upstream.cell.waiting += 1
-    ask_for_place(x.upstream)
-    worker_look(w, LOOK_WAIT_MS)                 # a place that another worker gives up comes without an event
-    return True
-
-
-cdef void attempt_leave_queue(Worker *w, Exchange *x) noexcept nogil:
-    cdef uint32_t i
-    if x.upstream == NULL or not waiters_drop(&x.upstream.queue, &x.waiter):
-        return
-    x.upstream.cell.waiting -= 1
-    x.queue_us += <uint32_t>(w.now_us - x.queued_us)
-    if x.upstream.queue.n == 0:                  # nobody of us waits any more: the others need not make room
-        for i in range(x.upstream.n):
-            pool_unask(&x.upstream.endpoints[i].pool)
-
-
-cdef void wait_over(Worker *w, Exchange *x) noexcept nogil:
-    """It has waited for the last time: for a place, or in vain."""
-    if x.queued_us:
-        x.upstream.cell.waits[histogram_cell(x.queue_us)] += 1
-        x.upstream.cell.wait_us += x.queue_us
-        x.queued_us = 0
-
-
-cdef struct WaitingExchange:     # the waiter and what must follow it in an Exchange
-    Waiter waiter
-    uint32_t owner
-
-
-cdef Exchange *attempt_next_waiter(Worker *w, Upstream *u) noexcept nogil:
-    """The oldest waiter, when some endpoint has room for it (it still stands in the queue); else NULL."""
-    cdef uint32_t i
-    if link_empty(&u.queue.head):
-        return NULL
-    for i in range(u.n):
-        if endpoint_takes(w, u, u.endpoints[i]):
-            return <Exchange *>slab_at(&w.exchanges, (<WaitingExchange *>u.queue.head.next).owner)
-    return NULL

@@ -29,7 +29,7 @@ cdef enum:
     NEVER_MS = 86400000      # a deadline that nobody waits for
     OUT_FLAT = 2048          # up to here one write of a copy costs less than one of several slices (0.2 us a message)
 
-cdef enum TimerKind: TIMER_CLIENT, TIMER_UPSTREAM, TIMER_WORKER
+cdef enum TimerKind: TIMER_CLIENT, TIMER_UPSTREAM, TIMER_WORKER, TIMER_PULSE
 cdef enum Side: CONN_CLIENT, CONN_UPSTREAM, CONN_LISTENER, CONN_CLOCK, CONN_CREW, CONN_JOB, CONN_ORPHAN
 
 cdef enum ConnState:
@@ -95,6 +95,24 @@ cdef struct Pipe:
     size_t bytes             # 0 = not open
     bint busy
 
+cdef enum Figure:            # what a load is made of; words: shm.LOAD_WORDS
+    LOAD_MEMORY, LOAD_CONNECTIONS, LOAD_DESCRIPTORS, LOAD_LAG, LOAD_CPU
+    LOAD_FIGURES
+
+cdef struct Pressure:        # see pressure.pyx
+    bint shedding            # somebody is refused: the one branch of a request
+    uint32_t chance[3]       # by tier, that a request is refused: of 65536
+    double figures[5]        # each a share of what there is, over a second
+    double load              # the highest
+    uint32_t highest         # Figure
+    uint64_t due_ms          # when the pulse should come
+    uint64_t seen_ms         # when it came last
+    uint64_t requests        # so many had ended then
+    uint64_t wait_us         # most time since then that an event waited to be served
+    uint64_t resident_bytes
+    uint32_t pulses
+    int statm_fd             # of /proc/self/statm, + 1; 0 = not open
+
 cdef struct Worker:          # one per process; the context of everything
     int ep
     int timer_fd
@@ -114,6 +132,8 @@ cdef struct Worker:          # one per process; the context of everything
     uint32_t lingering       # client connections that are refused or answered, and about to close
     Wheel wheel
     Timer tick
+    Timer pulse
+    Pressure pressure
     Link lru                 # idle client connections, longest idle last
     Link runnable            # Node: client connections to be looked at again before the turn ends
     Lane *lane

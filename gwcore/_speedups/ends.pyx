@@ -2,9 +2,10 @@
 in any phase, and twice."""
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from gwcore._speedups.admission cimport admission_count, admission_end, limit_sample
 from gwcore._speedups.accesslog cimport log_exchange, log_refused
 from gwcore._speedups.answer cimport answer_error
-from gwcore._speedups.attempt cimport attempt_leave_queue, attempt_release, wait_over
+from gwcore._speedups.attempt cimport attempt_release
 from gwcore._speedups.body cimport body_skip
 from gwcore._speedups.buffer cimport buf_bytes, buf_give, queue_clear
 from gwcore._speedups.clients cimport client_enter
@@ -17,7 +18,8 @@ from gwcore._speedups.histogram cimport histogram_cell
 from gwcore._speedups.fields cimport M_HEAD
 from gwcore._speedups.outlist cimport out_reset
 from gwcore._speedups.permit cimport permit_cancel, permit_fail
-from gwcore._speedups.reasons cimport R_BAD_PROXY_HEADER, R_BAD_REQUEST, R_CLIENT_CLOSED, R_CONNECTION_LIMIT
+from gwcore._speedups.queueing cimport queue_leave, wait_over
+from gwcore._speedups.reasons cimport R_BAD_PROXY_HEADER, R_BAD_REQUEST, R_CLIENT_CLOSED, R_CONNECTION_LIMIT, R_OVERLOAD, R_RESPONSE_TIMEOUT
 from gwcore._speedups.shm cimport RouteCell
 from gwcore._speedups.slab cimport slab_give
 from gwcore._speedups.splice cimport conn_dry, pipe_give
@@ -69,9 +71,10 @@ cdef void exchange_end(Worker *w, Exchange *x) noexcept nogil:
     cdef int group
     if not x.item.live:
         return
-    attempt_leave_queue(w, x)
+    queue_leave(w, x)
     wait_over(w, x)
     permit_cancel(w, x)
+    admission_end(w, x)
     if x.up != NULL:
         attempt_release(w, x, False, CLOSE_TUNNEL if x.phase == X_TUNNEL else CLOSE_ABORTED)
     group = x.status // 100 if 100 <= x.status < 600 and x.reason != R_CLIENT_CLOSED else 0
@@ -86,6 +89,8 @@ cdef void exchange_end(Worker *w, Exchange *x) noexcept nogil:
         else:
             cell.sum_us += us
             cell.seconds[histogram_cell(us)] += 1
+    if x.upstream != NULL or x.reason == R_OVERLOAD:
+        admission_count(w, x, us if x.phase != X_TUNNEL else 0)
     w.lane.worker.requests += 1
     w.lane.worker.bytes_in += x.bytes_in
     w.lane.worker.bytes_out += x.bytes_out
@@ -261,8 +266,11 @@ cdef void exchange_fail(Worker *w, Exchange *x, int reason, bint close) noexcept
     cdef Conn *c = x.client
     cdef int rc
     x.reason = reason
-    attempt_leave_queue(w, x)
+    queue_leave(w, x)
     permit_fail(w, x, reason)
+    if reason == R_RESPONSE_TIMEOUT and x.placed:
+        limit_sample(w, x)
+    admission_end(w, x)
     if x.up != NULL:
         attempt_release(w, x, False, CLOSE_ERROR)
     if x.phase >= X_ANSWERING:

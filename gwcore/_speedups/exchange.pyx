@@ -6,11 +6,10 @@ from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy
 from gwcore._speedups.accesslog cimport log_refused
+from gwcore._speedups.admission cimport admission_take
 from gwcore._speedups.again cimport attempt_failed
 from gwcore._speedups.answer cimport answer_empty, answer_route
-from gwcore._speedups.attempt cimport (
-    attempt_connected, attempt_late, attempt_leave_queue, attempt_next_waiter, attempt_release, attempt_take,
-)
+from gwcore._speedups.attempt cimport attempt_connected, attempt_late, attempt_release, attempt_take
 from gwcore._speedups.body cimport body_request
 from gwcore._speedups.buffer cimport buf_bytes, buf_give, queue_clear
 from gwcore._speedups.choose cimport hash_of, head_has, rewrite, target_pick, template_key, upgrade_asked
@@ -35,11 +34,13 @@ from gwcore._speedups.outlist cimport out_reset, out_store
 from gwcore._speedups.path cimport PATH_PLAIN, path_kind, path_normalise
 from gwcore._speedups.permit cimport permit_fail, permit_refused
 from gwcore._speedups.plan cimport TARGET_RESPOND, PlanHead, Route, plan_trusts, plan_upstream
+from gwcore._speedups.pressure cimport pressure_refuses
 from gwcore._speedups.proxyproto cimport ProxyPeer, proxy_parse
+from gwcore._speedups.queueing cimport queue_leave, queue_next, queue_overdue
 from gwcore._speedups.reasons cimport (
     R_BAD_PATH, R_BODY_TIMEOUT, R_BODY_TOO_LARGE, R_BODY_TOO_SLOW, R_BUFFER_LIMIT, R_CLIENT_CLOSED, R_CLIENT_WRITE_TIMEOUT,
-    R_CONNECT_TIMEOUT, R_DEADLINE, R_HEADER_TIMEOUT, R_METHOD_NOT_ALLOWED, R_MISDIRECTED, R_NO_ROUTE, R_QUEUE_TIMEOUT, R_RESPONSE_IDLE,
-    R_RESPONSE_TIMEOUT, R_TLS_HANDSHAKE_TIMEOUT, R_TOO_EARLY, R_TUNNEL_IDLE, R_UPSTREAM_RESET, R_UPSTREAM_WRITE_TIMEOUT, reason_row,
+    R_CONNECT_TIMEOUT, R_DEADLINE, R_HEADER_TIMEOUT, R_METHOD_NOT_ALLOWED, R_MISDIRECTED, R_NO_ROUTE, R_OVERLOAD, R_QUEUE_TIMEOUT,
+    R_RESPONSE_IDLE, R_RESPONSE_TIMEOUT, R_TLS_HANDSHAKE_TIMEOUT, R_TOO_EARLY, R_TUNNEL_IDLE, R_UPSTREAM_WRITE_TIMEOUT, reason_row,
 )
 from gwcore._speedups.ring cimport ring_room
 from gwcore._speedups.router cimport RouteQuery, router_find
@@ -270,6 +271,8 @@ cdef void exchange_begin(Worker *w, Conn *c, const char *at, size_t size) noexce
         return
     if x.route.kind == TARGET_RESPOND:
         begin_answer(w, x, at, size)
+    elif w.pressure.shedding and pressure_refuses(w, x.tier):
+        begin_refuse(w, x, at, size, R_OVERLOAD)         # an own answer is none the dearer
     else:
         begin_proxy(w, x, at, size, path, path_len)
 
@@ -332,7 +335,9 @@ cdef void begin_proxy(Worker *w, Exchange *x, const char *at, size_t size, const
             begin_refuse(w, x, at, size, rc)
             return
     while True:
-        rc = attempt_take(w, x)
+        rc = admission_take(w, x)
+        if rc == RC_OK:
+            rc = attempt_take(w, x)
         if rc == RC_FAIL and permit_refused(x):
             begin_refuse(w, x, at, size, x.reason)
             return
@@ -378,13 +383,20 @@ cdef void begin_proxy(Worker *w, Exchange *x, const char *at, size_t size, const
 
 
 cdef void queue_serve(Worker *w, Upstream *u) noexcept nogil:
-    """A place may be free: let the oldest waiters have it."""
+    """A place may be free: let those who are next have it. Before that leaves whom a standing queue has made too late."""
     cdef Exchange *x
     while True:
-        x = attempt_next_waiter(w, u)
+        x = queue_overdue(w, u)
+        if x == NULL:
+            break
+        u.cell.queue_timeout += 1
+        exchange_fail(w, x, R_QUEUE_TIMEOUT, False)
+    while True:
+        x = queue_next(w, u)
         if x == NULL:
             return
-        attempt_leave_queue(w, x)
+        queue_leave(w, x)
+        x.turn = 1
         conn_arm(w, x.client, w.now_ms + NEVER_MS)
         dispatch(w, x)
         if x.item.live and x.phase == X_QUEUED:

@@ -102,6 +102,10 @@ cdef struct UpstreamSpec:
     uint32_t max_age_ms
     uint32_t queue_size
     uint32_t queue_ms
+    uint32_t queue_plain     # in order of arrival
+    uint32_t limit_start     # of the concurrency limit; 0 = none
+    uint32_t limit_min
+    uint32_t limit_max       # equal to limit_min: fixed
     uint32_t connect_ms
     uint32_t write_ms
     uint32_t response_ms
@@ -254,6 +258,10 @@ cdef struct PlanHead:
     uint32_t log_buffer
     uint32_t log_flush_ms
     uint32_t client_write_ms
+    uint32_t shed_from[3]    # thousandths of load from which requests of a tier are shed; 0 = none is
+    uint32_t lag_ms          # a loop so late is a load of 1
+    uint32_t wait_ms         # events that wait so long are one, too
+    uint64_t memory_bytes    # that one worker may use
     uint64_t buffers_total
     uint64_t splice_bytes    # bodies with so much left move by splice; 0 = none
 

@@ -6,17 +6,19 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from gwcore._speedups.conn cimport (
-    CONN_CLIENT, CONN_CLOCK, CONN_CREW, CONN_JOB, CONN_ORPHAN, LocalPlan, CONN_LISTENER, LISTENERS_MAX, LOOK_IDLE_MS, LOOK_WAIT_MS, C_IDLE, Conn, SCRATCH_BYTES, TIMER_CLIENT, TIMER_UPSTREAM, TIMER_WORKER,
+    CONN_CLIENT, CONN_CLOCK, CONN_CREW, CONN_JOB, CONN_ORPHAN, LocalPlan, CONN_LISTENER, LISTENERS_MAX, LOOK_IDLE_MS, LOOK_WAIT_MS, C_IDLE, Conn, SCRATCH_BYTES, TIMER_CLIENT, TIMER_PULSE, TIMER_UPSTREAM, TIMER_WORKER,
     Worker, conn_arm, conn_move, conn_open, conn_register, worker_look,
 )
 from gwcore._speedups.address cimport address_of
-from gwcore._speedups.attempt cimport ask_for_place, idle_at_cap, idle_give_way
+from gwcore._speedups.attempt cimport idle_at_cap, idle_give_way
 from gwcore._speedups.ends cimport client_admit, client_end, client_settle, head_refuse, proxy_refuse
 from gwcore._speedups.exchange cimport client_event, client_timeout, queue_serve, upstream_event, upstream_timeout
 from gwcore._speedups.greet cimport greet_back
 from gwcore._speedups.handshake cimport handshake_due
 from gwcore._speedups.handshakes cimport crew_stop
 from gwcore._speedups.plan cimport plan_trusts
+from gwcore._speedups.pressure cimport pressure_close, pressure_pulse, pressure_watch
+from gwcore._speedups.queueing cimport queue_ask
 from gwcore._speedups.reasons cimport R_CONNECTION_LIMIT
 from gwcore._speedups.slab cimport slab_at, slab_bytes
 from gwcore._speedups.sys cimport (
@@ -100,6 +102,7 @@ cdef bint reactor_open(Reactor *r) noexcept nogil:
     reactor_clock(w)
     wheel_init(&w.wheel, w.now_ms)
     timer_init(&w.tick, 0, TIMER_WORKER)
+    timer_init(&w.pulse, 0, TIMER_PULSE)
     link_init(&w.lru)
     link_init(&w.runnable)
     link_init(&w.held)
@@ -129,6 +132,7 @@ cdef void reactor_close(Reactor *r) noexcept nogil:
         close(r.w.ep)
     if r.w.timer_fd >= 0:
         close(r.w.timer_fd)
+    pressure_close(&r.w)
     free(r.w.scratch)
     r.w.scratch = NULL
     r.w.ep = r.w.timer_fd = -1
@@ -254,6 +258,8 @@ cdef void serve_event(Reactor *r, const epoll_event *e) noexcept nogil:
         return
     if side == CONN_CLOCK:
         read(w.timer_fd, &token, sizeof(token))
+        if w.armed_ms and w.now_us > w.armed_ms * 1000 + w.pressure.wait_us:
+            w.pressure.wait_us = w.now_us - w.armed_ms * 1000
         w.armed_ms = 0
         return
     if side == CONN_CREW:
@@ -319,6 +325,8 @@ cdef void serve_rest(Reactor *r) noexcept nogil:
             client_timeout(w, <Conn *>slab_at(&w.clients, t.owner))
         elif t.kind == TIMER_UPSTREAM:
             upstream_timeout(w, <Conn *>slab_at(&w.upstreams, t.owner))
+        elif t.kind == TIMER_PULSE:
+            pressure_pulse(w)
         else:
             tick(r)
 
@@ -339,7 +347,7 @@ cdef void tick(Reactor *r) noexcept nogil:
         idle_give_way(w, u)
         warm_look(w, u)
         if u.queue.n:
-            ask_for_place(u)
+            queue_ask(w, u)
             link_drop(&u.serve)
             link_append(&w.serve, &u.serve)
             worker_look(w, LOOK_WAIT_MS)
@@ -393,6 +401,7 @@ cdef void reactor_drain(Reactor *r) noexcept nogil:
     w.lane.worker.buffer_bytes = w.bufs.used_bytes
     w.lane.worker.tls_bytes = w.lane.tls.sessions * TLS_SESSION_BYTES
     w.lane.worker.held_bytes = w.bufs.held_bytes + slab_bytes(&w.clients) + slab_bytes(&w.upstreams) + slab_bytes(&w.exchanges)
+    pressure_watch(w)
     clock_arm(w)
 
 

@@ -1,9 +1,10 @@
 """The way of a request to its upstream and of the answer back: attempts, bodies in both directions, back-pressure."""
 from libc.stddef cimport size_t
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memchr
+from gwcore._speedups.admission cimport admission_answer, admission_end, admission_take
 from gwcore._speedups.again cimport again_stale, answer_refused, attempt_failed, first_reason
-from gwcore._speedups.attempt cimport attempt_queue, attempt_release, attempt_take
+from gwcore._speedups.attempt cimport attempt_release, attempt_take
 from gwcore._speedups.body cimport body_end_response, body_request, body_response
 from gwcore._speedups.buffer cimport buf_bytes, queue_clear
 from gwcore._speedups.chunked cimport chunked_init
@@ -19,17 +20,17 @@ from gwcore._speedups.idle cimport idle_peer_closed
 from gwcore._speedups.outlist cimport out_add, out_reset, out_store
 from gwcore._speedups.permit cimport permit_answer, permit_refused
 from gwcore._speedups.proxyproto cimport proxy_write
+from gwcore._speedups.queueing cimport queue_enter, queue_lower, wait_over
 from gwcore._speedups.reasons cimport (
-    RETRY_ANY, R_BAD_RESPONSE, R_BUFFER_LIMIT, R_CONNECT_TIMEOUT, R_DEADLINE, R_DNS_FAILED, R_HEADERS_TOO_LARGE, R_NO_ENDPOINT, R_QUEUE_FULL,
+    R_BAD_RESPONSE, R_BUFFER_LIMIT, R_DEADLINE, R_DNS_FAILED, R_HEADERS_TOO_LARGE, R_NO_ENDPOINT, R_QUEUE_FULL,
     R_RESPONSE_HEADERS_TOO_LARGE, R_RESPONSE_TRUNCATED, R_TOO_MANY_HEADERS, R_UPGRADE_FAILED, R_UPSTREAM_RESET,
-    reason_row,
 )
 from gwcore._speedups.retry cimport ON_SENT, ON_STALE
 from gwcore._speedups.splice cimport Moved, conn_dry, pipe_give, pipe_take, splice_move, splice_through
 from gwcore._speedups.story cimport REQ_DISCARD, REQ_DONE, REQ_STREAM, X_ANSWERING, X_CONNECTING, X_QUEUED, X_SENT, Exchange, deadline_over
 from gwcore._speedups.tunnel cimport tunnel_agreed, tunnel_begin
 from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK
-from gwcore.pool cimport CLOSE_ERROR, CLOSE_PEER, CLOSE_STALE, CLOSE_TIMEOUT
+from gwcore.pool cimport CLOSE_ERROR, CLOSE_PEER
 from gwcore._speedups.ends cimport answered, client_left, client_write_ms, exchange_fail, exchange_move
 
 cdef enum:
@@ -45,24 +46,41 @@ cdef double EWMA_SHARE = 0.1     # of the newest answer in an endpoint's latency
 
 cdef void dispatch(Worker *w, Exchange *x) noexcept nogil:
     """Take a connection for a request whose head is in x.replay."""
+    cdef int rc
     if deadline_over(w, x):
         exchange_fail(w, x, R_DEADLINE, False)
         return
-    dispatched(w, x, attempt_take(w, x))
+    rc = admission_take(w, x)
+    dispatched(w, x, attempt_take(w, x) if rc == RC_OK else rc)
+
+
+cdef void queue_up(Worker *w, Exchange *x) noexcept nogil:
+    """There is no place for it now: it waits, or is refused. In a full queue it takes the turn of a lower tier."""
+    cdef int reason = queue_enter(w, x)
+    cdef Exchange *lower = queue_lower(w, x) if reason == R_QUEUE_FULL else NULL
+    if lower != NULL:
+        lower.upstream.cell.queue_full += 1
+        exchange_fail(w, lower, R_QUEUE_FULL, False)
+        reason = queue_enter(w, x)
+    if reason:
+        x.upstream.cell.queue_full += reason == R_QUEUE_FULL
+        exchange_fail(w, x, first_reason(x, reason), False)
+        return
+    if x.phase != X_QUEUED:
+        exchange_move(w, x, X_QUEUED)
+    conn_register(w, x.client)
+    conn_arm(w, x.client, x.waiter.deadline_ms)
 
 
 cdef void dispatched(Worker *w, Exchange *x, int rc) noexcept nogil:
+    if x.reason or rc != RC_FAIL:
+        wait_over(w, x)
     if rc == RC_OK:
         send_replay(w, x)
     elif rc == RC_AGAIN:
         exchange_move(w, x, X_CONNECTING)
     elif x.reason == 0:
-        if attempt_queue(w, x):
-            exchange_move(w, x, X_QUEUED)
-            conn_register(w, x.client)
-            conn_arm(w, x.client, x.waiter.deadline_ms)
-        else:
-            exchange_fail(w, x, first_reason(x, R_QUEUE_FULL), False)
+        queue_up(w, x)
     elif x.reason == R_DNS_FAILED or x.reason == R_NO_ENDPOINT or permit_refused(x):     # no attempt was made, so none is made again
         exchange_fail(w, x, first_reason(x, x.reason), False)
     else:
@@ -129,6 +147,7 @@ cdef void sent(Worker *w, Exchange *x) noexcept nogil:
     exchange_move(w, x, X_SENT)
     x.bytes_sent = 1
     conn_arm(w, x.up, answer_due(w, x, x.route.response_ms, False))
+    x.sent_us = w.now_us
     if x.expects_continue:
         x.expects_continue = 0
         if x.client.input == NULL:
@@ -246,6 +265,7 @@ cdef void request_pump(Worker *w, Exchange *x) noexcept nogil:
             x.body_mark_ms = w.now_ms
         conn_arm(w, c, x.body_look_ms)
     elif x.request_body == REQ_DONE and x.phase <= X_SENT:
+        x.sent_us = w.now_us
         conn_arm(w, c, w.now_ms + NEVER_MS)
 
 
@@ -365,6 +385,7 @@ cdef void response_head(Worker *w, Exchange *x, const char *at, size_t size, siz
     x.status = h.status
     x.first_byte_us = w.now_us
     permit_answer(w, x, h.status)
+    admission_answer(w, x, h.status)
     x.upstream.cell.seconds[histogram_cell(w.now_us - x.start_us)] += 1
     x.upstream.cell.sum_us += w.now_us - x.start_us
     latency_ms = (w.now_us - x.start_us) / 1000.0
@@ -469,6 +490,7 @@ cdef void response_done(Worker *w, Exchange *x, int sent_rc, bint clean) noexcep
     cdef Conn *u = x.up
     cdef bint in_step = clean and x.request_body == REQ_DONE and u.output.bytes == 0
     attempt_release(w, x, in_step and x.upstream_keep and not u.ended and not u.readable, CLOSE_PEER if in_step else CLOSE_ERROR)
+    admission_end(w, x)
     if x.request_body == REQ_STREAM:
         x.request_body = REQ_DISCARD
     answered(w, x, sent_rc)

@@ -1,6 +1,7 @@
 # Level 4. The shared segment: one lane of counters per worker slot, one writer each; cells by slot number. Readers add up.
 from gwcore._speedups.breaker_cell cimport BreakerCell, BreakerEvents, BreakerLane, BreakerView
 from gwcore._speedups.budget cimport Budget
+from gwcore._speedups.limiter cimport Limiter
 from gwcore._speedups.store cimport Store
 from gwcore._speedups.types cimport size_t, uint32_t, uint64_t
 from libc.stdint cimport uint8_t
@@ -56,6 +57,30 @@ cdef struct UpstreamCell:
     uint32_t connecting
     uint32_t seconds[161]    # histogram to the response head
 
+cdef struct TierCell:        # P0, P1, P2
+    uint64_t admitted        # requests that were tried at an upstream
+    uint64_t queued          # requests that had to wait first
+    uint64_t shed[4]         # refused by the gateway: SHED_WORDS
+    uint64_t sum_us
+    uint32_t seconds[161]    # histogram of whole requests, of those admitted
+    uint32_t unused
+
+cdef struct LimitCell:       # concurrency limit of an upstream, shared by all workers; touched only while there is one
+    uint32_t limit           # atomic; 0 = nothing was measured yet
+    uint32_t in_flight       # atomic
+    uint32_t wanted          # atomic: 1 + worker + (tier << 16) of one that waits for a place with less than its share; 0 = none
+    uint32_t window          # atomic: number of the window that is being measured
+    uint64_t due_ms          # atomic: when it ends; who moves it on folds the lanes
+    Limiter state            # his alone meanwhile
+    uint64_t unused[2]
+
+cdef struct LimitLane:       # what one worker knows of it
+    uint32_t window          # what stands below is of this window
+    uint32_t peak            # most requests of all workers in flight
+    uint32_t samples
+    uint32_t held            # places that this worker holds: given back by the supervisor when it dies
+    uint32_t seconds[161]    # histogram of the answers' latencies
+
 cdef struct WorkerCell:
     uint64_t accepted
     uint64_t requests
@@ -76,6 +101,8 @@ cdef struct WorkerCell:
     uint64_t permits         # of breakers, taken and not ended
     uint64_t tls_bytes       # of TLS sessions
     uint64_t held_bytes      # what slabs and buffers have from the system, used or not
+    uint64_t load            # thousandths
+    uint64_t load_of         # the figure that is highest: LOAD_WORDS
 
 cdef struct TlsCell:
     uint64_t full[2]         # handshakes: TLS 1.2, 1.3
@@ -111,6 +138,8 @@ cdef struct Lane:
     uint64_t reasons[96]
     RouteCell routes[2048]
     UpstreamCell upstreams[256]
+    TierCell tiers[3]
+    LimitLane limits[256]
     uint32_t endpoint_open[2048]     # this worker's share of the shared counts
     uint32_t clients[4][32768]       # connections by address: see clients.pyx
     BreakerLane breakers[2304]
@@ -141,6 +170,7 @@ cdef struct Segment_:
     uint32_t down[256]       # by upstream: how many of its endpoints have HEALTH_DOWN
     uint64_t health[2048]    # by endpoint, written by the supervisor: since when (ms of CLOCK_MONOTONIC) << 3 | drained << 2 | EndpointHealth
     Budget budgets[256]      # of retries, by upstream
+    LimitCell limits[256]
     TicketRing tickets
     uint64_t store_off       # of the store of sessions
     uint64_t breakers_off    # of the ring of their transitions; behind it the cells
@@ -175,6 +205,9 @@ cdef extern from * nogil:
     #define gw_atomic_load64(p) __atomic_load_n((p), __ATOMIC_RELAXED)
     #define gw_atomic_store64(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
     #define gw_counter(p) __atomic_load_n((p), __ATOMIC_RELAXED)
+    static inline int gw_atomic_win(unsigned long *p, unsigned long was, unsigned long to) {
+        return __atomic_compare_exchange_n(p, &was, to, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
+    }
     """
     uint64_t gw_counter(const uint64_t *p)
     uint32_t gw_atomic_add(uint32_t *p, int v)
@@ -182,3 +215,4 @@ cdef extern from * nogil:
     void gw_atomic_store(uint32_t *p, uint32_t v)
     uint64_t gw_atomic_load64(const uint64_t *p)
     void gw_atomic_store64(uint64_t *p, uint64_t v)
+    bint gw_atomic_win(uint64_t *p, uint64_t was, uint64_t to)

@@ -18,6 +18,8 @@ LIMITS = {"route": ROUTE_CELLS, "upstream": UPSTREAM_CELLS, "endpoint": ENDPOINT
 CLOSE_WORDS = ("idle", "max_requests", "max_age", "peer", "error", "stale", "evicted", "drain", "timeout", "aborted", "tunnel")
 HEALTH_WORDS = ("unknown", "up", "down", "back")         # EndpointHealth
 RETRY_WORDS = ("connect", "stale", "reset", "timeout", "status")
+SHED_WORDS = ("overload", "concurrency_limit", "queue_full", "queue_timeout")
+LOAD_WORDS = ("memory", "connections", "descriptors", "lag", "cpu")
 MAGIC = 0x73637767
 TICKET_KEY_BYTES = sizeof(TicketKey)
 GROUP_WORDS = ("X25519", "P-256", "P-384", "X25519MLKEM768", "none", "other")
@@ -183,9 +185,14 @@ cdef class Segment:
         lane = segment_lane(self.mem, worker)
         lane.worker.tunnels = lane.worker.connections = lane.worker.exchanges = lane.worker.upstream_connections = lane.worker.buffer_bytes = 0
         lane.tls.sessions = 0
-        lane.worker.tls_bytes = lane.worker.held_bytes = lane.worker.permits = 0
+        lane.worker.tls_bytes = lane.worker.held_bytes = lane.worker.permits = lane.worker.load = 0
         for i in range(UPSTREAM_CELLS):
             lane.upstreams[i].waiting = lane.upstreams[i].in_use = lane.upstreams[i].idle = lane.upstreams[i].connecting = 0
+            if lane.limits[i].held:
+                gw_atomic_add(&self.mem.limits[i].in_flight, -<int>lane.limits[i].held)
+                lane.limits[i].held = 0
+            if self.mem.limits[i].wanted & 0xffff == <uint32_t>worker + 1:
+                self.mem.limits[i].wanted = 0
         for i in range(ENDPOINT_CELLS):
             if self.mem.endpoints[i].wanted == <uint32_t>worker + 1:
                 self.mem.endpoints[i].wanted = 0
@@ -224,13 +231,33 @@ cdef class Segment:
         routes = {name: route_figures(self, slot) for name, slot in self.names["route"].items()}
         if len(self.names["route"]) >= ROUTE_CELLS - 1:
             routes["other"] = route_figures(self, ROUTE_CELLS - 1)
-        return {"workers": workers, "reasons": words, "routes": routes,
+        return {"workers": workers, "reasons": words, "routes": routes, "tiers": {f"P{i}": tier_figures(self, i) for i in range(3)},
                 "upstreams": {name: upstream_figures(self, slot) for name, slot in self.names["upstream"].items()}}
 
 
 cdef dict worker_figures(Segment self, uint32_t w):
     cdef WorkerCell *c = &segment_lane(self.mem, w).worker
-    return dict(c[0])
+    return dict(dict(c[0]), load=c.load / 1000.0, load_of=LOAD_WORDS[c.load_of] if c.load else "")
+
+
+cdef dict tier_figures(Segment self, uint32_t tier):
+    cdef TierCell *c
+    cdef uint32_t w, i
+    cdef uint32_t cells[HIST_CELLS]
+    cdef uint64_t sum_us = 0
+    memset(cells, 0, sizeof(cells))
+    admitted = queued = 0
+    shed = dict.fromkeys(SHED_WORDS, 0)
+    for w in range(self.mem.workers):
+        c = &segment_lane(self.mem, w).tiers[tier]
+        admitted += c.admitted
+        queued += c.queued
+        sum_us += c.sum_us
+        for i, word in enumerate(SHED_WORDS):
+            shed[word] += c.shed[i]
+        for i in range(HIST_CELLS):
+            cells[i] += c.seconds[i]
+    return {"admitted": admitted, "queued": queued, "shed": shed, "seconds": seconds(cells, sum_us)}
 
 
 cdef dict tls_figures(Segment self):
@@ -330,6 +357,7 @@ cdef dict upstream_figures(Segment self, uint32_t slot):
             waits[i] += c.waits[i]
         sum_us += c.sum_us
         wait_us += c.wait_us
+    out["limit"], out["limit_in_flight"] = self.mem.limits[slot].limit, self.mem.limits[slot].in_flight
     out["retries"] = sum(retried.values())
     budget = budget_level(&self.mem.budgets[slot], segment_firsts(self.mem, slot), time.monotonic_ns() // 1_000_000)
     return dict(out, closed=closed, retried=retried, retry_budget=budget / 1000, seconds=seconds(cells, sum_us), queue_seconds=seconds(waits, wait_us), rtt=rtt)

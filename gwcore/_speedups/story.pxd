@@ -8,7 +8,7 @@ from gwcore._speedups.plan cimport Route
 from gwcore._speedups.slab cimport SlabItem
 from gwcore._speedups.types cimport size_t, uint32_t, uint64_t
 from gwcore._speedups.upstream cimport Endpoint, Upstream
-from gwcore.pool cimport Waiter
+from gwcore._speedups.waiting cimport Waiter
 from libc.stdint cimport int64_t, uint8_t, uint16_t
 
 cdef enum Phase:
@@ -63,6 +63,7 @@ cdef struct Exchange:
     uint64_t try_due_ms      # the same of the present attempt
     uint64_t connect_us      # start of the present connect
     uint64_t connected_us
+    uint64_t sent_us         # the present attempt has all of the request
     uint64_t first_byte_us
     uint64_t body_since_ms
     uint64_t bytes_in
@@ -112,6 +113,10 @@ cdef struct Exchange:
     uint8_t hop              # number that a trusted gateway before us gave its attempt; 1 = the first, or nobody said
     uint8_t budget_empty     # the budget would not pay for another
     uint8_t retries          # attempts after the first that were charged to the budget
+    uint8_t placed           # it holds a place of the concurrency limit; admission.pyx takes and gives both
+    uint8_t limited          # the limit, not the pool, had no place for it
+    uint8_t turn             # it comes out of the queue
+    uint8_t drowned          # it left the queue by controlled delay
 
 cdef inline uint64_t by_deadline(const Exchange *x, uint64_t due_ms) noexcept nogil:
     """A time limit, or the deadline if that is sooner."""

@@ -73,10 +73,13 @@ cdef extern from "<unistd.h>" nogil:
     ssize_t read(int fd, void *buf, size_t size)
     ssize_t write(int fd, const void *buf, size_t size)
     int getpid()
+    int getpagesize()
+    ssize_t pread(int fd, void *buf, size_t size, off_t offset)
     int pipe2(int *fds, int flags)
 
 cdef extern from "<fcntl.h>" nogil:
-    enum: F_DUPFD_CLOEXEC, F_SETPIPE_SZ, O_NONBLOCK, O_CLOEXEC
+    enum: F_DUPFD_CLOEXEC, F_SETPIPE_SZ, O_NONBLOCK, O_CLOEXEC, O_RDONLY
+    int open(const char *path, int flags, ...)
     unsigned int SPLICE_F_MOVE, SPLICE_F_NONBLOCK
     ssize_t splice(int source, off_t *source_off, int to, off_t *to_off, size_t size, unsigned int flags)
     int fcntl(int fd, int cmd, ...)

@@ -5,6 +5,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport uint32_t
 from libc.string cimport memcpy
 
+from gwcore._speedups.admission cimport admission_end
 from gwcore._speedups.buffer cimport buf_bytes, buf_space, queue_clear
 from gwcore._speedups.conn cimport NEVER_MS, conn_again, conn_arm, conn_flush, conn_read, conn_rest, conn_send, conn_shut
 from gwcore._speedups.ends cimport client_end, client_left, exchange_fail, exchange_move
@@ -58,6 +59,7 @@ cdef void tunnel_begin(Worker *w, Exchange *x, Head *h, const char *early, size_
     x.status = 101
     x.first_byte_us = w.now_us
     permit_answer(w, x, 101)
+    admission_end(w, x)                                  # a tunnel is no request under way
     x.keep_alive = 0
     x.upstream_keep = 0
     exchange_move(w, x, X_TUNNEL)

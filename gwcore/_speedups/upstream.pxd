@@ -2,12 +2,13 @@
 from gwcore._speedups.breaker_cell cimport BreakerView
 from gwcore._speedups.budget cimport Budget
 from gwcore._speedups.plan cimport EndpointSpec, PlanHead, UpstreamSpec
-from gwcore._speedups.shm cimport HEALTH_DOWN, UpstreamCell, gw_atomic_load64
+from gwcore._speedups.shm cimport HEALTH_DOWN, LimitCell, LimitLane, UpstreamCell, gw_atomic_load, gw_atomic_load64
 from gwcore._speedups.conn cimport Conn, Worker
 from gwcore._speedups.copenssl cimport SSL_CTX
 from gwcore._speedups.tlsclient cimport Sessions
 from gwcore._speedups.types cimport Link, size_t, uint32_t, uint64_t
-from gwcore.pool cimport PoolCore, PoolItem, WaitQueue
+from gwcore._speedups.waiting cimport WaitQueue
+from gwcore.pool cimport PoolCore, PoolItem
 from libc.stdint cimport uint8_t
 
 cdef struct Endpoint:
@@ -51,11 +52,16 @@ cdef struct Upstream:
     bint panic               # so few endpoints are usable that health and ejection are ignored; balance_pick looks
     WaitQueue queue
     UpstreamCell *cell
+    LimitCell *limit         # of all workers
+    LimitLane *limited       # this worker's part in it
     # of the current plan
     uint32_t balance
     uint32_t hash_by
     uint32_t hash_bound_pct
     uint32_t queue_ms
+    uint32_t limit_start     # of the concurrency limit; 0 = there is none
+    uint32_t limit_min
+    uint32_t limit_max       # equal to limit_min: it is fixed
     uint32_t connect_ms
     uint32_t tls_ms
     SSL_CTX *client          # of the current plan; NULL = plain
@@ -99,3 +105,12 @@ cdef inline bint endpoint_drained(const Endpoint *e) noexcept nogil:
 cdef inline bint endpoint_short(const Endpoint *e) noexcept nogil:
     """Are fewer connections warm than pool.min_idle wants?"""
     return e.pool.n_idle + e.warming < e.pool.min_idle and not e.pool.draining
+
+cdef inline uint32_t upstream_limit(const Upstream *u) noexcept nogil:
+    """The present concurrency limit of an upstream that has one."""
+    cdef uint32_t limit = gw_atomic_load(&u.limit.limit)
+    if limit == 0:
+        limit = u.limit_start
+    if limit < u.limit_min:
+        return u.limit_min
+    return limit if limit < u.limit_max else u.limit_max

@@ -14,11 +14,14 @@ from gwcore._speedups.conn cimport Worker, random_next
 from gwcore._speedups.plan cimport (
     BALANCE_EWMA, BALANCE_HASH, BALANCE_RANDOM, BALANCE_ROUND_ROBIN, EndpointSpec, PlanHead, UpstreamSpec, Str, hash_bytes, plan_endpoint, plan_text,
 )
-from gwcore._speedups.shm cimport ENDPOINT_CELLS, HEALTH_BACK, UPSTREAM_CELLS, gw_atomic_load, gw_atomic_load64, segment_breaker, segment_firsts
+from gwcore._speedups.shm cimport (
+    ENDPOINT_CELLS, HEALTH_BACK, UPSTREAM_CELLS, gw_atomic_load, gw_atomic_load64, gw_atomic_store, segment_breaker, segment_firsts,
+)
 from gwcore._speedups.sys cimport AF_UNIX
 from gwcore._speedups.tlsclient cimport sessions_drop
 from gwcore._speedups.types cimport link_init, size_t
-from gwcore.pool cimport pool_free, pool_has_place, pool_init, pool_templates, waiters_init
+from gwcore._speedups.waiting cimport waiters_init, waiters_pace
+from gwcore.pool cimport pool_free, pool_has_place, pool_init, pool_templates
 
 
 cdef bint endpoint_sound(Worker *w, const Upstream *u, const Endpoint *e) noexcept nogil:
@@ -297,7 +300,14 @@ cdef bint upstream_update(Worker *w, Upstream *u, const PlanHead *p, const Upstr
     u.hash_by = spec.hash_by
     u.hash_bound_pct = spec.hash_bound_pct
     u.queue.size = spec.queue_size
+    u.queue.plain = spec.queue_plain
     u.queue_ms = spec.queue_ms
+    waiters_pace(&u.queue, spec.queue_ms)
+    u.limit_start, u.limit_min, u.limit_max = spec.limit_start, spec.limit_min, spec.limit_max
+    u.limit = &w.segment.limits[spec.slot]
+    u.limited = &w.lane.limits[spec.slot]
+    if u.limit_min == u.limit_max or gw_atomic_load(&u.limit.limit) == 0:
+        gw_atomic_store(&u.limit.limit, u.limit_start)       # fixed, off, or not measured yet
     u.connect_ms = spec.connect_ms
     u.tls_ms = spec.tls_ms
     u.client = client

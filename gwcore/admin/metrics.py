@@ -64,6 +64,8 @@ UPSTREAM_GAUGES = {
     "idle": "Connections waiting for a request",
     "connecting": "Connections being made",
     "retry_budget": "Retries that the budget would pay for now",
+    "limit": "Concurrency limit as measured last; 0 where none was",
+    "limit_in_flight": "Requests that hold a place of the concurrency limit",
 }
 
 
@@ -107,6 +109,13 @@ class SegmentCollector(Collector):
         for c in s.certs.status():
             ends.add_metric([c["listener"], c["file"], (c["names"] or [c["subject"]])[0]], c["not_after"])
         yield ends
+        load = GaugeMetricFamily(
+            "gwcore_load_ratio", "Load of a worker, from which on tiers are shed (overload.shed)", labels=["worker"]
+        )
+        for number, w in enumerate(snap["workers"]):
+            load.add_metric([str(number)], w["load"])
+        yield load
+        yield from _tiers(snap["tiers"])
         most = s.config.metrics.max_series // 2  # routes and upstreams share it by halves
         yield from _routes(fold(snap["routes"], most))
         upstreams = fold(snap["upstreams"], most)
@@ -149,6 +158,25 @@ def _tls(t: dict[str, Any]) -> Iterable[Any]:
         seconds = HistogramMetricFamily(name, what, labels=[])
         seconds.add_metric([], [(f"{le:g}", float(n)) for le, n in h["buckets"]] + [("+Inf", float(h["count"]))], h["sum"])
         yield seconds
+
+
+def _tiers(tiers: dict[str, Any]) -> Iterable[Any]:
+    admitted = CounterMetricFamily("gwcore_tier_admitted_total", "Requests tried at an upstream, by tier", labels=["tier"])
+    queued = CounterMetricFamily("gwcore_tier_queued_total", "Requests that had to wait for a place, by tier", labels=["tier"])
+    shed = CounterMetricFamily("gwcore_tier_shed_total", "Requests refused under load, by tier", labels=["tier", "reason"])
+    seconds = HistogramMetricFamily(
+        "gwcore_tier_seconds", "Time of whole requests that were tried at an upstream", labels=["tier"]
+    )
+    for tier, t in tiers.items():
+        admitted.add_metric([tier], t["admitted"])
+        queued.add_metric([tier], t["queued"])
+        for reason, n in t["shed"].items():
+            shed.add_metric([tier, reason], n)
+        _histogram(seconds, tier, t["seconds"])
+    yield admitted
+    yield queued
+    yield shed
+    yield seconds
 
 
 def _routes(routes: dict[str, Any]) -> Iterable[Any]:

@@ -53,6 +53,7 @@ def build(s: Supervisor) -> dict[str, Any]:
         "tls": {**s.segment.tls_figures(), "tickets": s.tickets.status(), "certificates": s.certs.status()},
         "reasons": snapshot["reasons"],
         "routes": snapshot["routes"],
+        "tiers": snapshot["tiers"],
         "upstreams": snapshot["upstreams"],
         "endpoints": endpoints(s),
     }

@@ -200,6 +200,8 @@ class _Compiler(Writer):
                     "max_age_ms": _ms(u.pool.max_age),
                     "queue_size": -(-u.pool.queue.size // self.workers),
                     "queue_ms": _ms(u.pool.queue.timeout),
+                    "queue_plain": int(u.pool.queue.order == "fifo"),
+                    **dict(zip(("limit_start", "limit_min", "limit_max"), u.concurrency.bounds, strict=True)),
                     "connect_ms": _ms(u.timeouts.connect),
                     "tls": tls,
                     "tls_ms": _ms(u.timeouts.tls),
@@ -355,6 +357,7 @@ class _Compiler(Writer):
         total = memory_limit() // 4 // self.workers if c.buffers.total == "auto" else int(c.buffers.total)
         deadline = "" if c.deadline.header == "off" else c.deadline.header
         id_header = "" if c.request_id.header == "off" else c.request_id.header
+        shed = c.overload.shed
         return self.b.finish(
             {
                 "version": 0,
@@ -406,6 +409,10 @@ class _Compiler(Writer):
                 "log_buffer": c.access_log.buffer,
                 "log_flush_ms": max(1, _ms(c.access_log.flush)),
                 "client_write_ms": _ms(t.client_write),
+                "shed_from": [int(x * 1000) for x in (shed.P0, shed.P1, shed.P2)] if shed else [0, 0, 0],
+                "lag_ms": max(1, _ms(c.overload.lag)),
+                "wait_ms": max(1, _ms(c.overload.wait)),
+                "memory_bytes": memory_limit() // self.workers,
                 "buffers_total": total,
                 "splice_bytes": c.buffers.splice,
             }

@@ -291,17 +291,6 @@ def _cross_checks(config: Config, reader: _Reader) -> list[ConfigError]:
                     )
                 )
             keys.setdefault(key, route.name)
-    for name, upstream in config.upstreams.items():
-        for field in ("concurrency",):
-            if getattr(upstream, field) not in (None, "off", False):
-                warnings.append(
-                    ConfigError(
-                        reader.name,
-                        *place("upstreams", name, field),
-                        f"upstreams.{name}.{field}",
-                        "accepted, not in effect in this version",
-                    )
-                )
     for i, listener in enumerate(config.listeners):
         if listener.proxy_protocol and not config.trusted_proxies and not listener.address.startswith("unix:"):
             reader.error(

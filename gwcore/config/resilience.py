@@ -137,12 +137,13 @@ def rules(u: Upstream, endpoints: int) -> dict[str, Any]:
     """What the plan says of an upstream's breakers; `endpoints`: how many it has by now."""
     breaker, outlier = u.breaker or Breaker(), u.outlier or Outlier()
     most = float(u.pool.max_connections)
+    limit = float(u.concurrency.bounds[2])  # 0 = none
     return {
         "breaker_on": int(u.breaker is not None),
         "outlier_on": int(u.outlier is not None),
         "count_429": int(breaker.count_429),
         "eject_most_pct": int(outlier.max_out * 100),
         "eject_above_pct": int(outlier.above * 100),
-        "breaker": _row(breaker, most * endpoints),
+        "breaker": _row(breaker, min(most * endpoints, limit or most * endpoints)),
         "outlier": _row(outlier, most),
     }

@@ -192,7 +192,7 @@ class Route(Model):
     response_headers: HeaderEdits = HeaderEdits()
     """Changes to the answer's fields."""
     tier: Literal["P0", "P1", "P2"] = "P1"
-    """Business tier, in the log."""
+    """Business tier: P2 is refused first under load, then P1, P0 last (`overload`, `upstreams.*.concurrency`, `pool.queue.order`)."""
     upgrade: Annotated[list[str], BeforeValidator(_upgrade, json_schema_input_type=list[str] | Literal["off"])] = ["websocket"]
     """Protocols that a client may switch to (the tokens of Upgrade); of other requests the two fields are dropped. `off` = none."""
     trailers: bool = False

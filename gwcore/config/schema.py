@@ -186,6 +186,33 @@ class Deadline(Model):
         return value
 
 
+class Shed(Model):
+    P2: float = Field(0.8, gt=0, le=10)
+    """Requests of tier P2 are shed from this load on, in proportion over the next 0.05, then wholly."""
+    P1: float = Field(0.9, gt=0, le=10)
+    """The same of P1."""
+    P0: float = Field(0.98, gt=0, le=10)
+    """The same of P0."""
+
+    @model_validator(mode="after")
+    def _order(self) -> Shed:
+        if not self.P2 <= self.P1 <= self.P0:
+            raise ValueError(f"lower tiers are shed first: P2 {self.P2:g} <= P1 {self.P1:g} <= P0 {self.P0:g} must hold")
+        return self
+
+
+class Overload(Model):
+    shed: Annotated[
+        Shed | None,
+        BeforeValidator(lambda v: None if v in (False, "off") else v, json_schema_input_type=Shed | Literal["off"] | None),
+    ] = Shed()
+    """From which load on requests to upstreams are refused, by tier: 503 `overload`. `off` = never."""
+    lag: Duration = Field(0.05, ge=0.001, le=60)
+    """A loop that is so late for its timers is a load of 1."""
+    wait: Duration = Field(0.25, ge=0.001, le=60)
+    """Events that wait so long for the CPU are a load of 1."""
+
+
 class Headers(Model):
     underscore: Literal["keep", "drop"] = "keep"
     """Client fields with an underscore in their name; aliases of the gateway's own fields are always dropped."""
@@ -216,6 +243,14 @@ class Config(Model):
     """Memory of bodies on their way."""
     metrics: Metrics = Metrics()
     """What /metrics shows."""
+    overload: Annotated[
+        Overload,
+        BeforeValidator(
+            lambda v: {"shed": None} if v in (False, "off") else v, json_schema_input_type=Overload | Literal["off"] | None
+        ),
+    ] = Overload()
+    """What a worker does under pressure. Its load is the highest of memory, busy connections, descriptors, lateness of the loop and wait for the
+    CPU, each as a share of what there is, over a second; `off` = nothing."""
     trusted_proxies: list[str] = []
     """Networks whose X-Forwarded-* and request ids are believed."""
     via: Via = Via()

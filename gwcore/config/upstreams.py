@@ -34,6 +34,10 @@ class Queue(Model):
     """Requests that may wait for a connection, over all workers."""
     timeout: Duration = 0.25
     """How long one may wait; then 503 `queue_timeout`."""
+    order: Literal["tier", "fifo"] = "tier"
+    """`tier`: P0 before P1 before P2, and within a tier the oldest first, or the newest while the queue is over half full; when for 100 ms
+    nobody waited less than 5 ms, requests older than 20 ms leave with 503 `queue_timeout` (with a `timeout` above 250ms all three times are
+    as much longer). `fifo`: the oldest first, and nothing else."""
 
 
 class Pool(Model):
@@ -88,6 +92,46 @@ class Hash(Model):
         return self
 
 
+class Concurrency(Model):
+    mode: Literal["adaptive", "fixed", "off"] = "adaptive"
+    """`adaptive`: the limit follows the latency of the answers. `fixed`: it is `limit`."""
+    limit: int = Field(0, ge=0, le=1_000_000)
+    """With `fixed`: most requests under way."""
+    min: int = Field(8, ge=1, le=1_000_000)
+    """The adaptive limit does not fall below this."""
+    max: int = Field(1000, ge=1, le=1_000_000)
+    """Nor rise above this."""
+    start: int = Field(64, ge=1, le=1_000_000)
+    """Where it begins."""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Concurrency:
+        if self.mode == "fixed" and not self.limit:
+            raise ValueError("mode: fixed needs a limit; write concurrency: 100, or {mode: fixed, limit: 100}")
+        if self.mode != "fixed" and self.limit:
+            raise ValueError("limit goes with mode: fixed; an adaptive limit has min, max and start")
+        if self.mode == "adaptive" and not self.min <= self.start <= self.max:
+            raise ValueError(f"start {self.start} must lie between min {self.min} and max {self.max}")
+        return self
+
+    @property
+    def bounds(self) -> tuple[int, int, int]:
+        """(start, least, most) for the plan; start 0 is no limit, least = most a fixed one."""
+        if self.mode == "adaptive":
+            return self.start, self.min, self.max
+        return (self.limit, self.limit, self.limit) if self.mode == "fixed" else (0, 0, 0)
+
+
+def _concurrency(value: Any) -> Any:
+    if value is None or value is False or value == "off":
+        return {"mode": "off"}
+    if value == "adaptive":
+        return {}
+    if isinstance(value, int) and not isinstance(value, bool):
+        return {"mode": "fixed", "limit": value}
+    return value
+
+
 class Upstream(Model):
     endpoints: list[Annotated[Endpoint, BeforeValidator(_endpoint, json_schema_input_type=str | Endpoint)]] = Field(
         min_length=1, max_length=1024
@@ -128,8 +172,12 @@ class Upstream(Model):
     """Checks of each endpoint, by the gateway itself; one that is down gets no requests."""
     outlier: Annotated[Outlier | None, _switch] = Outlier()
     """Takes out an endpoint that fails while others do not; `off` = never."""
-    concurrency: Any = None
-    """Reserved for the adaptive concurrency limit."""
+    concurrency: Annotated[
+        Concurrency,
+        BeforeValidator(_concurrency, json_schema_input_type=Concurrency | int | Literal["adaptive", "off"]),
+    ] = Concurrency(mode="off")
+    """Most requests under way at this upstream, over all workers: `off`, a number, `adaptive`, or its fields. P2 may fill 80 % of it, P1
+    90 %, P0 all. Beyond it requests queue; where none may wait, 503 `concurrency_limit`."""
 
     @model_validator(mode="after")
     def _warm(self) -> Upstream:

@@ -314,7 +314,7 @@ def test_the_queue_is_served_and_expires_in_order(upstream):
             c.send(ok())
 
     up = upstream(serve)
-    text = proxy_config(up.address, upstream="pool: {max_connections: 1, queue: {size: 8, timeout: 700ms}}")
+    text = proxy_config(up.address, upstream="pool: {max_connections: 1, queue: {size: 8, timeout: 700ms, order: fifo}}")
     with plane(text) as p:
         clients = [p.connect() for _ in range(7)]
         clients[0].sendall(get("/0"))

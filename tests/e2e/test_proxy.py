@@ -334,7 +334,9 @@ def test_full_pool_queues_and_refuses_with_reasons(upstream):
             c.send(ok())
 
     up = upstream(handler)
-    config = proxy_config(up.address, upstream=f"pool: {{max_connections: 1, queue: {{size: 2, timeout: {int(250 * SLACK)}ms}}}}")
+    config = proxy_config(
+        up.address, upstream=f"pool: {{max_connections: 1, queue: {{size: 2, timeout: {int(250 * SLACK)}ms, order: fifo}}}}"
+    )
     with plane(config) as p:
         socks = []
         for _ in range(4):
