@@ -160,13 +160,20 @@ POOL = "max_connections: 4096, max_idle: 4096"
 
 
 def gwcore(
-    directory: Path, port: int, upstream: str, log: str = "off", workers: int = 1, extra: str = "", pool: str = POOL
+    directory: Path,
+    port: int,
+    upstream: str,
+    log: str = "off",
+    workers: int = 1,
+    extra: str = "",
+    pool: str = POOL,
+    policy: str = "",
 ) -> list[str]:
     """The command of a gateway whose / goes to upstream and whose /proxy answers by itself."""
     file = directory / f"gwcore-{port}.yaml"
     file.write_text(
         f'workers: {workers}\nlisteners: [{{address: "127.0.0.1:{port}"}}]\nadmin: {{address: "127.0.0.1:{free_port()}"}}\naccess_log: {{path: "{log}"}}\n'
-        f'upstreams: {{be: {{endpoints: ["{upstream}"], pool: {{{pool}}}}}}}\n'
+        f'upstreams: {{be: {{endpoints: ["{upstream}"], pool: {{{pool}}}{policy and ", " + policy}}}}}\n'
         "routes:\n  - {match: {path: /proxy}, respond: {status: 200, headers: {X-Gateway: gwcore}, body: OK}}\n  - {upstream: be}\n"
         + extra
     )

@@ -9,8 +9,10 @@ import time
 
 import pyperf
 from gwcore._speedups.breaker_core import pairs
+from gwcore._speedups.breaker_probe import SharedBreaker
 
-from gwcore.breaker import Breaker
+from gwcore.breaker import Breaker, BreakerConfig
+from gwcore.config.resilience import core_rules
 
 
 class Empty:
@@ -62,9 +64,17 @@ def core(loops: int) -> float:
     return time.perf_counter() - start
 
 
+def shared(loops: int) -> float:
+    breaker = SharedBreaker(1, core_rules(BreakerConfig(), 256.0), 1_000_000)
+    start = time.perf_counter()
+    breaker.pairs(loops)
+    return time.perf_counter() - start
+
+
 if __name__ == "__main__":
     runner = pyperf.Runner()
     runner.metadata["description"] = "gwcore.breaker"
     for bench in (empty, acquire_success, refused, context_manager, snapshot):
         runner.bench_time_func(f"breaker: {bench.__name__}", bench)
     runner.bench_time_func("breaker: admit + end, nogil core", core)
+    runner.bench_time_func("breaker: admit + end, shared, folds included", shared)

@@ -124,8 +124,8 @@ class Outlier(BreakerRules):
     """At most this share of the endpoints is out, and never the last one."""
 
 
-def _row(r: BreakerRules, capacity: float) -> dict[str, Any]:
-    c = r.config()
+def core_rules(c: BreakerConfig, capacity: float) -> dict[str, Any]:
+    """The same as the core has it; `capacity` where it sets none."""
     row: dict[str, Any] = {f.name: getattr(c, f.name) for f in fields(c) if f.name not in APART}
     latency, errors, saturation = c.classic_weights
     row.update(classic=int(c.score == "classic"), classic_w_latency=latency, classic_w_errors=errors)
@@ -144,6 +144,6 @@ def rules(u: Upstream, endpoints: int) -> dict[str, Any]:
         "count_429": int(breaker.count_429),
         "eject_most_pct": int(outlier.max_out * 100),
         "eject_above_pct": int(outlier.above * 100),
-        "breaker": _row(breaker, min(most * endpoints, limit or most * endpoints)),
-        "outlier": _row(outlier, most),
+        "breaker": core_rules(breaker.config(), min(most * endpoints, limit or most * endpoints)),
+        "outlier": core_rules(outlier.config(), most),
     }
