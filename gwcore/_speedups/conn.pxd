@@ -160,7 +160,8 @@ cdef struct Worker:          # one per process; the context of everything
     Jobs jobs                # sessions that outlive their connections until a provider is done
     Mail mail                # what Python is to do about TLS sessions
     Crew *crew               # threads for handshakes; NULL = this one does them
-    Link greeting            # Node: connections whose handshake goes on in the next batch
+    Link greeting            # Node: connections whose handshake goes on when it is their turn
+    Conn *greeter            # whose turn it is
     uint32_t greet_us        # spent on handshakes in this batch
     TlsServer *servers[64]   # by listener, of the current plan; NULL = plain
     Pipe pipes[16]           # see splice.pyx

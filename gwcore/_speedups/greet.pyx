@@ -15,10 +15,7 @@ from gwcore._speedups.story cimport Exchange
 from gwcore._speedups.sys cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from gwcore._speedups.tls cimport FAULT_CUT, FAULT_FAIL, FAULT_NONE, FAULT_STALL, FAULT_UNDRAWN, LOOKUP_ANSWERED, LOOKUP_WANTED, CLAIM_ASKED, tls_is_early
 from gwcore._speedups.tlsserver cimport TlsServer
-from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK, RC_PARK, link_append, link_drop
-
-cdef enum:
-    GREET_US = 300           # for steps in one batch: a few resumed ones, or the one with RSA that takes longer anyway
+from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK, RC_PARK, link_append, link_drop, link_empty
 
 
 cdef void park(Worker *w, Conn *c) noexcept nogil:
@@ -118,7 +115,7 @@ cdef bint greet(Worker *w, Conn *c) noexcept nogil:
             tls_refuse(w, c, R_OVERLOAD)     # before requests are: they have cost something already
             return False
         return greeted(w, c, handshake_give(w, c))
-    if w.greet_us >= GREET_US:
+    if c != w.greeter and (w.greet_us >= GREET_US or not link_empty(&w.greeting)):      # in turn, or new clients would starve those who wait
         link_drop(&c.run.link)
         link_append(&w.greeting, &c.run.link)
         return False

@@ -13,7 +13,7 @@ from gwcore._speedups.address cimport address_of
 from gwcore._speedups.attempt cimport idle_at_cap, idle_give_way
 from gwcore._speedups.ends cimport client_admit, client_end, client_settle, head_refuse, proxy_refuse
 from gwcore._speedups.exchange cimport client_event, client_timeout, queue_serve, upstream_event, upstream_timeout
-from gwcore._speedups.greet cimport greet_back
+from gwcore._speedups.greet cimport GREET_US, greet_back
 from gwcore._speedups.handshake cimport handshake_due
 from gwcore._speedups.handshakes cimport crew_stop
 from gwcore._speedups.plan cimport plan_trusts
@@ -331,6 +331,18 @@ cdef void serve_rest(Reactor *r) noexcept nogil:
             tick(r)
 
 
+cdef void greetings(Worker *w) noexcept nogil:
+    """Handshakes that wait their turn, as far as this batch's time for them goes."""
+    cdef Node *node
+    while not link_empty(&w.greeting) and w.greet_us < GREET_US:
+        node = <Node *>w.greeting.next
+        link_drop(&node.link)
+        w.greeter = <Conn *>slab_at(&w.clients, node.owner)
+        client_event(w, w.greeter)
+    w.greeter = NULL
+    w.greet_us = 0
+
+
 cdef void tick(Reactor *r) noexcept nogil:
     """Only while something waits: requests for a place in a pool that other workers fill too, other workers for one of ours, endpoints for warm
     connections; accepting that was paused goes on when a twentieth of the descriptors is free again; connections held back by a full log are looked at again."""
@@ -364,7 +376,7 @@ cdef void clock_arm(Worker *w) noexcept nogil:
     """Have the timerfd wake us when the wheel has to be looked at; a call only when that is earlier than it stands."""
     cdef itimerspec at
     cdef uint64_t due = wheel_next_ms(&w.wheel)
-    if not link_empty(&w.runnable):
+    if not link_empty(&w.runnable) or not link_empty(&w.greeting):
         due = w.now_ms
     if due and (w.armed_ms == 0 or due < w.armed_ms):
         memset(&at, 0, sizeof(at))
@@ -380,7 +392,6 @@ cdef void reactor_drain(Reactor *r) noexcept nogil:
     cdef Worker *w = &r.w
     cdef epoll_event events[EVENTS]
     cdef uint64_t start = 0
-    cdef Link *node
     cdef int n, i
     while True:
         n = epoll_wait(w.ep, events, EVENTS, 0)
@@ -391,12 +402,8 @@ cdef void reactor_drain(Reactor *r) noexcept nogil:
         for i in range(n):
             serve_event(r, &events[i])
         serve_rest(r)
-        w.greet_us = 0
-        while not link_empty(&w.greeting):
-            node = w.greeting.next
-            link_drop(node)
-            link_append(&w.runnable, node)
-        if (n < BUSY_EVENTS and link_empty(&w.runnable)) or w.now_us - start >= BUDGET_US:
+        greetings(w)
+        if (n < BUSY_EVENTS and link_empty(&w.runnable) and link_empty(&w.greeting)) or w.now_us - start >= BUDGET_US:
             break
     w.lane.worker.buffer_bytes = w.bufs.used_bytes
     w.lane.worker.tls_bytes = w.lane.tls.sessions * TLS_SESSION_BYTES
