@@ -6,6 +6,7 @@ import re
 from urllib.parse import urlsplit
 
 from gwcore._speedups.path import normalise
+from gwcore.config.base import METHODS
 from gwcore.config.routes import Match, Route
 from gwcore.config.schema import Config
 from gwcore.config.units import format_duration, format_size
@@ -57,6 +58,10 @@ def _rank(route: Route, host: str) -> tuple[int, int, int]:
 
 def explain(config: Config, method: str, url: str, headers: tuple[str, ...] = ()) -> tuple[str, bool]:
     """(text, whether a route takes it). ValueError for a URL or header that is none."""
+    if method not in METHODS:
+        raise ValueError(f"{method!r} is not a method that gwcore knows; methods are upper case, such as GET")
+    if "/" not in url:
+        raise ValueError(f"{url!r} is neither a path nor a URL; write /path, host/path or http://host/path")
     parts = urlsplit(url if "://" in url else "http://" + url if not url.startswith("/") else "http:" + "//" + url)
     fields = []
     for h in headers:

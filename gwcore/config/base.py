@@ -47,6 +47,10 @@ METHODS = [
 ]
 TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 FRAMING = {"content-length", "transfer-encoding", "connection", "keep-alive", "te", "trailer", "upgrade", "proxy-connection"}
+OWN = {  # fields that say where a message goes, where it was, or who sent it, besides those that are made anew for the upstream
+    "host", "expect", "via", "forwarded", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-port", "x-real-ip",
+    "max-forwards", "early-data", "proxy", "x-gwcore", "date", "content-type", "content-encoding", "authorization", "cookie", "range",
+}  # fmt: skip
 
 
 class Model(BaseModel):
@@ -95,6 +99,18 @@ def interleaved(addresses: set[str]) -> list[str]:
     four = sorted(a for a in addresses if ":" not in a)
     six = sorted(a for a in addresses if ":" in a)
     return [a for pair in zip_longest(four, six) for a in pair if a]
+
+
+def own_field(value: str, what: str) -> str:
+    """`value` as the name of a field that the gateway reads and writes for `what`; ValueError for one that means something else."""
+    if not TOKEN.fullmatch(value):
+        raise ValueError(f"{value!r} is not the name of a header that could tell {what}; write off to have none")
+    if value.lower() in FRAMING | OWN:
+        raise ValueError(
+            f"{value!r} is not the name of a header that could tell {what}, for it means something else: choose an X- name, or write off to "
+            "have none"
+        )
+    return value
 
 
 def _address(value: Any) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import ipaddress
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
@@ -12,6 +15,7 @@ from typing import Annotated, Any, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from gwcore.config.base import split_address
 from gwcore.config.certs import read as read_material
 from gwcore.config.certs import read_upstream
 from gwcore.config.schema import Config
@@ -19,6 +23,9 @@ from gwcore.config.tls import under, upstream_under
 
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 DEPTH_MAX = 30
+REPEATED_MAX = 100_000  # values that stand in for aliases; each may be a whole tree, whose own aliases multiply it
+WILDCARDS = {"0.0.0.0": 4, "::": 6}
+LOW_MEMORY = 1 << 20
 VARIABLE = re.compile(r"\$(?:\$|\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\})")
 
 
@@ -57,6 +64,8 @@ class _Reader:
         self.name = name
         self.errors: list[ConfigError] = []
         self.places: dict[tuple[Any, ...], tuple[int, int]] = {(): (1, 1)}
+        self.seen: set[int] = set()
+        self.repeated = 0
 
     def place(self, *path: Any) -> tuple[int, int]:
         """Where a value stands, or the nearest one around it that is written down."""
@@ -71,6 +80,11 @@ class _Reader:
         """The node as Python data; places remembered, duplicate keys and undefined variables reported."""
         place = (node.start_mark.line + 1, node.start_mark.column + 1)
         self.places.setdefault(path, place)
+        self.repeated += id(node) in self.seen
+        self.seen.add(id(node))
+        if self.repeated > REPEATED_MAX:
+            message = f"aliases stand for more than {REPEATED_MAX:,} values in all; write fewer of them"
+            raise ConfigErrors([ConfigError(self.name, *place, dotted(path[:3]), message)])
         if len(path) > DEPTH_MAX:
             self.error(place, path[:3], f"is nested more than {DEPTH_MAX} levels deep, or contains itself")
             return None
@@ -182,6 +196,11 @@ def _message(e: Any, path: tuple[Any, ...]) -> str:
     if kind == "literal_error":
         close = difflib.get_close_matches(str(e["input"]), re.findall(r"'([^']*)'", ctx["expected"]), 1, 0.6)
         return f"{e['input']!r} is not one of {ctx['expected']}" + (f"; did you mean {close[0]}?" if close else "")
+    if kind == "too_short":
+        n, has = ctx["min_length"], ctx["actual_length"]
+        return f"needs at least {n} item{'s' if n > 1 else ''} and has {has}: add what is missing"
+    if kind == "string_type" and not isinstance(e["input"], dict | list):
+        return f"must be text, which YAML takes for {e['input']!r} as it stands: quote it"
     if kind in ("model_type", "dict_type"):  # a text in place of keys and values may be a secret
         return "must be keys and values"
     return f"{e['msg'][0].lower()}{e['msg'][1:]} (it is {e['input']!r})" if not isinstance(e["input"], dict | list) else e["msg"]
@@ -223,20 +242,69 @@ def _read_certificates(config: Config, reader: _Reader, base: Path, warnings: li
         upstream._material = read_upstream(upstream.tls, wrong)
 
 
+def _addresses(config: Config, reader: _Reader) -> None:
+    """Nothing listens where something else does; 0.0.0.0 and [::] are all addresses of their family."""
+    used = [(("listeners", i, "address"), x.address) for i, x in enumerate(config.listeners)]
+    used.append((("admin", "address"), config.admin.address))
+    before: dict[int, list[tuple[str, str, tuple[Any, ...]]]] = {}  # by port: many listeners, few on one
+    for path, text in used:
+        host, port = split_address(text)
+        with contextlib.suppress(ValueError):
+            host = str(ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)) if port else host
+        for other, other_text, other_path in before.get(port, []):
+            if _same_place(host, other):
+                both = text if text == other_text else f"{text} and {other_text} overlap, and {other_text}"
+                reader.error(
+                    reader.place(*path),
+                    path,
+                    f"{both} is used by {dotted(other_path[:-1])} already; choose another port"
+                    + (f" for admin.address, whose default is {text}" if path[0] == "admin" and path not in reader.places else ""),
+                )
+                break
+        before.setdefault(port, []).append((host, text, path))
+
+
+def _same_place(a: str, b: str) -> bool:
+    if a == b:
+        return True
+    for wild, other in ((a, b), (b, a)):
+        if wild in WILDCARDS and not other.startswith("/"):
+            family = 6 if ":" in other else 4  # of a name, nearly always
+            if WILDCARDS[wild] == family:
+                return True
+    return False
+
+
+def _log_path(path: str, reader: _Reader, warn: Callable[[tuple[Any, ...], str], None]) -> None:
+    """Could the access log be opened? It is not made here."""
+    if path in ("-", "off"):
+        return
+    at, log = ("access_log", "path"), Path(path)
+    if log.is_dir():
+        reader.error(reader.place(*at), at, f"{path} is a directory; write a file in it")
+    elif not log.parent.is_dir():
+        reader.error(reader.place(*at), at, f"there is no directory {log.parent}; make it")
+    elif not os.access(log if log.exists() else log.parent, os.W_OK):
+        warn(at, f"{path} cannot be written to by this user; the gateway's must be able to")
+
+
 def _cross_checks(config: Config, reader: _Reader) -> list[ConfigError]:
     """What takes more than one model to see. Errors go to the reader; warnings are returned."""
     warnings: list[ConfigError] = []
 
     place = reader.place
-    addresses: dict[str, int] = {}
-    for i, listener in enumerate(config.listeners):
-        if listener.address in addresses:
-            reader.error(
-                place("listeners", i, "address"),
-                ("listeners", i, "address"),
-                f"{listener.address} is used by listeners[{addresses[listener.address]}] already",
-            )
-        addresses.setdefault(listener.address, i)
+
+    def warn(path: tuple[Any, ...], message: str) -> None:
+        warnings.append(ConfigError(reader.name, *place(*path), dotted(path), message))
+
+    _addresses(config, reader)
+    _log_path(config.access_log.path, reader, warn)
+    if config.buffers.total != "auto" and config.buffers.total < LOW_MEMORY:
+        warn(("buffers", "total"), "holds the buffers of a few requests only; others are closed unanswered. Write 1MiB or more, or auto")
+    for i, text in enumerate(config.trusted_proxies):
+        net = ipaddress.ip_network(text, strict=False)
+        if str(net.network_address) != str(ipaddress.ip_address(text.partition("/")[0])):
+            warn(("trusted_proxies", i), f"{text} is the network {net}, of which the address is one: write {net}, or the address alone")
     names: dict[str, int] = {}
     keys: dict[Any, str] = {}
     for i, route in enumerate(config.routes):

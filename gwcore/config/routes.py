@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from gwcore._speedups.path import normalise
 from gwcore.config.base import FRAMING, METHODS, TOKEN, Model
 from gwcore.config.units import Duration, Rate, Size
 
@@ -40,6 +41,10 @@ class Match(Model):
             raise ValueError(f"{value!r} must begin with / and hold no space, ?, # or byte beyond ASCII (percent-encode them)")
         if value.count("/") > 60:
             raise ValueError("has more than 60 segments")
+        normal = normalise(value.encode())
+        if normal != value.encode():
+            remedy = f"write {normal.decode()}" if normal else "correct it"
+            raise ValueError(f"{value!r} can never match, for paths are compared without . and .. and needless escapes: {remedy}")
         return value
 
     @field_validator("host")
@@ -125,6 +130,8 @@ class Respond(Model):
     @model_validator(mode="after")
     def _check(self) -> Respond:
         _check_headers(self.headers, "headers")
+        if "date" in {name.lower() for name in self.headers}:
+            raise ValueError("headers: Date is the gateway's; remove it")
         if self.body and self.status in (204, 304):
             raise ValueError(f"a {self.status} answer has no body")
         return self
@@ -188,7 +195,7 @@ class Route(Model):
     rewrite: Rewrite = Rewrite()
     """Change of the path."""
     request_headers: HeaderEdits = HeaderEdits()
-    """Changes to the request's fields."""
+    """Changes to the request's fields; Host is the upstream's `host`."""
     response_headers: HeaderEdits = HeaderEdits()
     """Changes to the answer's fields."""
     tier: Literal["P0", "P1", "P2"] = "P1"
@@ -208,6 +215,9 @@ class Route(Model):
 
     @model_validator(mode="after")
     def _one_target(self) -> Route:
+        edits = self.request_headers
+        if "host" in {name.lower() for name in [*edits.set, *edits.add, *edits.remove]}:
+            raise ValueError("request_headers: Host belongs to the request's target, which is the gateway's; set upstreams.*.host")
         given = [k for k in ("upstream", "targets", "respond") if getattr(self, k)]
         if len(given) != 1:
             raise ValueError("give one of upstream, targets and respond" + (f", not {' and '.join(given)}" if given else ""))

@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model_validator
 
-from gwcore.config.base import FRAMING, TOKEN, Address, Model, split_address
+from gwcore.config.base import TOKEN, Address, Model, own_field, split_address
 from gwcore.config.certs import Material
 from gwcore.config.routes import Route
 from gwcore.config.tls import ListenerTls, Redis, Tls
-from gwcore.config.units import Duration, Rate, Size
+from gwcore.config.units import Duration, Rate, Size, format_size
 from gwcore.config.upstreams import Upstream
 
 
@@ -21,7 +21,12 @@ def _switch(value: Any) -> Any:
     return {"on": True, "off": False}.get(value, value) if isinstance(value, str) else value
 
 
-HeaderOrOff = Annotated[str, BeforeValidator(lambda v: "off" if v is False else v, json_schema_input_type=str)]
+def off(value: Any) -> Any:
+    """The word, where YAML 1.1 read `off` as false."""
+    return "off" if value is False else value
+
+
+TextOrOff = Annotated[str, BeforeValidator(off, json_schema_input_type=str)]
 
 
 class Listener(Model):
@@ -60,7 +65,7 @@ class Admin(Model):
 
 
 class AccessLog(Model):
-    path: str = "-"
+    path: TextOrOff = "-"
     """`-` stdout, `off`, or a file."""
     format: Literal["json"] = "json"
     """One JSON object a line."""
@@ -146,7 +151,15 @@ class Buffers(Model):
     """An answer of known length with so much left moves by splice(2), through pipes of 1 MiB, 32 of them over all workers; `off` = always
     copy."""
     total: Size | Literal["auto"] = "auto"
-    """Per worker; auto = 25 % of the memory limit over the workers. Beyond: 503 `buffer_limit`."""
+    """Per worker, 1 MiB or more; auto = 25 % of the memory limit over the workers. Beyond: 503 `buffer_limit`."""
+
+    @model_validator(mode="after")
+    def _sizes(self) -> Buffers:
+        if self.low > self.high:
+            raise ValueError(
+                f"low {format_size(self.low)} is above high {format_size(self.high)}: reading stops at high and goes on below low, so lower low"
+            )
+        return self
 
 
 class Metrics(Model):
@@ -155,7 +168,10 @@ class Metrics(Model):
 
 
 class Via(Model):
-    on: Literal["request", "response", "both", "off"] = "request"
+    on: Annotated[
+        Literal["request", "response", "both", "off"],
+        BeforeValidator(off, json_schema_input_type=Literal["request", "response", "both", "off"]),
+    ] = "request"
     """Where a Via line is added; an own pseudonym seen again is 508 `loop`."""
     name: str = ""
     """Pseudonym; `gwcore-` and a hash of host and config path when not given."""
@@ -164,26 +180,29 @@ class Via(Model):
     @classmethod
     def _token(cls, value: str) -> str:
         if value and not TOKEN.fullmatch(value):
-            raise ValueError(f"{value!r} is not a token")
+            raise ValueError(f"{value!r} is not a pseudonym; use letters, digits, hyphens and dots, no space")
         return value
 
 
 class RequestId(Model):
-    header: HeaderOrOff = "X-Request-ID"
+    header: TextOrOff = "X-Request-ID"
     """Taken from trusted proxies, else made; `off` sends none."""
+
+    @field_validator("header")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        return own_field(value, "the id of a request")
 
 
 class Deadline(Model):
-    header: HeaderOrOff = "X-Request-Timeout-Ms"
+    header: TextOrOff = "X-Request-Timeout-Ms"
     """Field in which a trusted proxy says how many milliseconds are left for a request; the upstream is told what is left by then.
     `off` = none is read, and none sent."""
 
     @field_validator("header")
     @classmethod
     def _name(cls, value: str) -> str:
-        if not TOKEN.fullmatch(value) or value.lower() in FRAMING:
-            raise ValueError(f"{value!r} is not the name of a header that could tell a deadline; write off to have none")
-        return value
+        return own_field(value, "a deadline")
 
 
 class Shed(Model):
@@ -261,6 +280,12 @@ class Config(Model):
     """Deadlines that travel with a request; a route sets its own with `deadline`."""
     headers: Headers = Headers()
     """Treatment of client fields."""
+
+    @model_validator(mode="after")
+    def _fields(self) -> Config:
+        if self.deadline.header != "off" and self.deadline.header.lower() == self.request_id.header.lower():
+            raise ValueError(f"deadline.header and request_id.header are both {self.deadline.header}: give one of them another name")
+        return self
 
     @model_validator(mode="after")
     def _redis(self) -> Config:

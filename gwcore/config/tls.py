@@ -59,7 +59,10 @@ class Certificate(Model):
 
 
 class ClientAuth(Model):
-    mode: Literal["off", "optional", "require"] = "off"
+    mode: Annotated[
+        Literal["off", "optional", "require"],
+        BeforeValidator(lambda v: "off" if v is False else v, json_schema_input_type=Literal["off", "optional", "require"]),
+    ] = "off"
     """Ask clients for a certificate; `require` ends a handshake without a good one, `optional` only with a bad one."""
     ca: str = ""
     """PEM file of the authorities that clients' certificates must come from."""

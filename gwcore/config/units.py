@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 DURATIONS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+DURATION_MAX = 49 * 86400.0  # what milliseconds in 32 bits hold, in whole days
 SIZES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "kB": 1000, "MB": 10**6, "GB": 10**9}
 
 
@@ -16,7 +17,10 @@ def parse_duration(value: Any) -> float:
     if value is False or value == "off" or value == 0 and not isinstance(value, bool):
         return 0.0
     if isinstance(value, str) and (m := re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", value.strip())):
-        return float(m[1]) * DURATIONS[m[2]]
+        seconds = float(m[1]) * DURATIONS[m[2]]
+        if seconds > DURATION_MAX:
+            raise ValueError(f"{value!r} is too long; 49d is the most")
+        return seconds
     raise ValueError(f"{value!r} is not a duration; write a number with a unit: 250ms, 5s, 1m, 1h")
 
 

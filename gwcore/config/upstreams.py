@@ -46,6 +46,13 @@ class Pool(Model):
     principal: str = ""
     """With `template`: a connection is reused for requests with the same value of this header only (such as Authorization, for
     upstreams that authenticate connections)."""
+    @field_validator("principal")
+    @classmethod
+    def _field(cls, value: str) -> str:
+        if value and not TOKEN.fullmatch(value):
+            raise ValueError(f"{value!r} is not a header name")
+        return value
+
     max_connections: int = Field(256, ge=1, le=1_000_000)
     """Connections to one endpoint, over all workers; beyond it requests queue."""
     max_idle: int = Field(256, ge=0, le=1_000_000)
@@ -88,12 +95,15 @@ class Hash(Model):
     @model_validator(mode="after")
     def _name(self) -> Hash:
         if self.by != "client" and not TOKEN.fullmatch(self.name):
-            raise ValueError(f"hash by {self.by} needs a name")
+            raise ValueError(f"hash by {self.by} needs a name, such as name: X-User; {self.name!r} is none")
         return self
 
 
 class Concurrency(Model):
-    mode: Literal["adaptive", "fixed", "off"] = "adaptive"
+    mode: Annotated[
+        Literal["adaptive", "fixed", "off"],
+        BeforeValidator(lambda v: "off" if v is False else v, json_schema_input_type=Literal["adaptive", "fixed", "off"]),
+    ] = "adaptive"
     """`adaptive`: the limit follows the latency of the answers. `fixed`: it is `limit`."""
     limit: int = Field(0, ge=0, le=1_000_000)
     """With `fixed`: most requests under way."""

@@ -94,6 +94,31 @@ def test_every_error_at_once_with_its_place():
             "is not the beginning of the route",
         ),
         (("tier: P1", "name: x\n  - {name: x, upstream: users}"), "the name x is used by routes[0] already"),
+        (("listeners:", "request_id: {header: Content-Length}\nlisteners:"), "means something else: choose an X- name"),
+        (("listeners:", "request_id: {header: hOST}\nlisteners:"), "means something else"),
+        (("listeners:", "request_id: {header: a b}\nlisteners:"), "'a b' is not the name of a header"),
+        (("listeners:", "deadline: {header: Host}\nlisteners:"), "means something else"),
+        (("listeners:", "deadline: {header: x-request-id}\nlisteners:"), "are both x-request-id"),
+        (("tier: P1", "request_headers: {set: {host: x}}"), "set upstreams.*.host"),
+        (("tier: P1", "request_headers: {remove: [Connection]}"), "belongs to the framing"),
+        (("tier: P1", "response_headers: {add: {transfer-encoding: x}}"), "belongs to the framing"),
+        (("X-Gateway: gwcore", "Date: x"), "Date is the gateway's"),
+        (("  users:", "  users:\n    pool: {granularity: template, principal: a b}"), "is not a header name"),
+        (("  users:", "  users:\n    hash: {by: header, name: a b}"), "needs a name, such as"),
+        (("listeners:", "via: {name: a b}\nlisteners:"), "use letters, digits"),
+        (("listeners:", "buffers: {high: 1KiB, low: 1MiB}\nlisteners:"), "low 1MiB is above high 1KiB"),
+        (("listeners:", "timeouts: {header: 50d}\nlisteners:"), "is too long; 49d is the most"),
+        (("prefix: /api/", "prefix: /a/../b"), "can never match, for paths are compared without . and .. and needless escapes: write /b"),
+        (("X-Gateway: gwcore", "X-Gateway: true"), "quote it"),
+        (("listeners:", "access_log: {path: /}\nlisteners:"), "/ is a directory"),
+        (("listeners:", "access_log: {path: /nowhere/at/all.log}\nlisteners:"), "there is no directory /nowhere/at; make it"),
+        (("listeners:", "admin: {address: '127.0.0.1:8080'}\nlisteners:"), "is used by listeners[0] already"),
+        (("127.0.0.1:8080", "0.0.0.0:9901"), "choose another port for admin.address, whose default is 127.0.0.1:9901"),
+        (("127.0.0.1:8080", "localhost:9901"), "is used by listeners[0] already"),
+        (
+            ("- address: 127.0.0.1:8080", "- address: 127.0.0.1:8080\n  - address: 0.0.0.0:8080"),
+            "0.0.0.0:8080 and 127.0.0.1:8080 overlap, and 127.0.0.1:8080 is used by listeners[0] already",
+        ),
     ],
 )
 def test_bad_forms_are_named(change, want):
@@ -104,6 +129,43 @@ def test_bad_forms_are_named(change, want):
 @pytest.mark.parametrize("text", ["", "[]", "a: [", "\t", "just text", "a: &x [*x]", "? [a]\n: b", "listeners: 5", "\0"])
 def test_garbage_is_a_config_error(text):
     assert errors(text)
+
+
+def test_aliases_that_multiply_are_stopped():
+    text = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
+    text += "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12))
+    (got,) = errors(text)
+    assert "aliases stand for more than 100,000 values in all" in got and got.startswith("gw.yaml:")
+    assert load_text(GOOD.replace("methods: [GET, POST]", "methods: &m [GET]").replace("path: /proxy", "path: /proxy, methods: *m"))
+
+
+def test_off_needs_no_quotes():
+    text = GOOD.replace("users:\n", "users:\n    concurrency: {mode: off}\n", 1)
+    text += "access_log: {path: off}\nvia: {on: off}\nrequest_id: {header: off}\ndeadline: {header: off}\n"
+    config = load_text(text).config
+    assert (config.access_log.path, config.via.on, config.request_id.header, config.deadline.header) == ("off",) * 4
+    assert config.upstreams["users"].concurrency.mode == "off"
+
+
+def test_families_do_not_overlap():
+    assert load_text(GOOD.replace("- address: 127.0.0.1:8080", "- address: '[::]:8080'\n  - address: 0.0.0.0:8080"))
+
+
+def test_the_log_is_not_made_by_a_check(tmp_path):
+    assert load_text(f"access_log: {{path: {tmp_path}/x.log}}\n" + GOOD).warnings == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_warnings_of_values_that_mean_something_else():
+    got = [str(w) for w in load_text("trusted_proxies: [10.0.0.1/8, '::1', 10.0.0.0/8]\nbuffers: {total: 1KiB}\n" + GOOD).warnings]
+    assert len(got) == 2 and "buffers.total: holds the buffers of a few requests only" in got[0]
+    assert "trusted_proxies[0]: 10.0.0.1/8 is the network 10.0.0.0/8" in got[1]
+
+
+@pytest.mark.parametrize(("method", "url", "want"), [("G T", "/", "is not a method"), ("GET", "nope", "neither a path nor a URL")])
+def test_explain_says_what_is_no_request(method, url, want):
+    with pytest.raises(ValueError, match=want):
+        explain(load_text(GOOD).config, method, url)
 
 
 def test_keys_named_on_need_no_quotes():
