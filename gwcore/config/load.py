@@ -258,7 +258,9 @@ def _addresses(config: Config, reader: _Reader) -> None:
                     reader.place(*path),
                     path,
                     f"{both} is used by {dotted(other_path[:-1])} already; choose another port"
-                    + (f" for admin.address, whose default is {text}" if path[0] == "admin" and path not in reader.places else ""),
+                    + (
+                        f" for admin.address, whose default is {text}" if path[0] == "admin" and path not in reader.places else ""
+                    ),
                 )
                 break
         before.setdefault(port, []).append((host, text, path))
@@ -300,11 +302,17 @@ def _cross_checks(config: Config, reader: _Reader) -> list[ConfigError]:
     _addresses(config, reader)
     _log_path(config.access_log.path, reader, warn)
     if config.buffers.total != "auto" and config.buffers.total < LOW_MEMORY:
-        warn(("buffers", "total"), "holds the buffers of a few requests only; others are closed unanswered. Write 1MiB or more, or auto")
+        warn(
+            ("buffers", "total"),
+            "holds the buffers of a few requests only; others are closed unanswered. Write 1MiB or more, or auto",
+        )
     for i, text in enumerate(config.trusted_proxies):
         net = ipaddress.ip_network(text, strict=False)
         if str(net.network_address) != str(ipaddress.ip_address(text.partition("/")[0])):
-            warn(("trusted_proxies", i), f"{text} is the network {net}, of which the address is one: write {net}, or the address alone")
+            warn(
+                ("trusted_proxies", i),
+                f"{text} is the network {net}, of which the address is one: write {net}, or the address alone",
+            )
     names: dict[str, int] = {}
     keys: dict[Any, str] = {}
     for i, route in enumerate(config.routes):

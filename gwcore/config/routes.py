@@ -217,7 +217,9 @@ class Route(Model):
     def _one_target(self) -> Route:
         edits = self.request_headers
         if "host" in {name.lower() for name in [*edits.set, *edits.add, *edits.remove]}:
-            raise ValueError("request_headers: Host belongs to the request's target, which is the gateway's; set upstreams.*.host")
+            raise ValueError(
+                "request_headers: Host belongs to the request's target, which is the gateway's; set upstreams.*.host"
+            )
         given = [k for k in ("upstream", "targets", "respond") if getattr(self, k)]
         if len(given) != 1:
             raise ValueError("give one of upstream, targets and respond" + (f", not {' and '.join(given)}" if given else ""))

@@ -284,7 +284,9 @@ class Config(Model):
     @model_validator(mode="after")
     def _fields(self) -> Config:
         if self.deadline.header != "off" and self.deadline.header.lower() == self.request_id.header.lower():
-            raise ValueError(f"deadline.header and request_id.header are both {self.deadline.header}: give one of them another name")
+            raise ValueError(
+                f"deadline.header and request_id.header are both {self.deadline.header}: give one of them another name"
+            )
         return self
 
     @model_validator(mode="after")

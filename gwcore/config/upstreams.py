@@ -46,6 +46,7 @@ class Pool(Model):
     principal: str = ""
     """With `template`: a connection is reused for requests with the same value of this header only (such as Authorization, for
     upstreams that authenticate connections)."""
+
     @field_validator("principal")
     @classmethod
     def _field(cls, value: str) -> str:

@@ -108,7 +108,10 @@ def test_every_error_at_once_with_its_place():
         (("listeners:", "via: {name: a b}\nlisteners:"), "use letters, digits"),
         (("listeners:", "buffers: {high: 1KiB, low: 1MiB}\nlisteners:"), "low 1MiB is above high 1KiB"),
         (("listeners:", "timeouts: {header: 50d}\nlisteners:"), "is too long; 49d is the most"),
-        (("prefix: /api/", "prefix: /a/../b"), "can never match, for paths are compared without . and .. and needless escapes: write /b"),
+        (
+            ("prefix: /api/", "prefix: /a/../b"),
+            "can never match, for paths are compared without . and .. and needless escapes: write /b",
+        ),
         (("X-Gateway: gwcore", "X-Gateway: true"), "quote it"),
         (("listeners:", "access_log: {path: /}\nlisteners:"), "/ is a directory"),
         (("listeners:", "access_log: {path: /nowhere/at/all.log}\nlisteners:"), "there is no directory /nowhere/at; make it"),
@@ -136,7 +139,9 @@ def test_aliases_that_multiply_are_stopped():
     text += "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12))
     (got,) = errors(text)
     assert "aliases stand for more than 100,000 values in all" in got and got.startswith("gw.yaml:")
-    assert load_text(GOOD.replace("methods: [GET, POST]", "methods: &m [GET]").replace("path: /proxy", "path: /proxy, methods: *m"))
+    assert load_text(
+        GOOD.replace("methods: [GET, POST]", "methods: &m [GET]").replace("path: /proxy", "path: /proxy, methods: *m")
+    )
 
 
 def test_off_needs_no_quotes():
@@ -157,12 +162,16 @@ def test_the_log_is_not_made_by_a_check(tmp_path):
 
 
 def test_warnings_of_values_that_mean_something_else():
-    got = [str(w) for w in load_text("trusted_proxies: [10.0.0.1/8, '::1', 10.0.0.0/8]\nbuffers: {total: 1KiB}\n" + GOOD).warnings]
+    got = [
+        str(w) for w in load_text("trusted_proxies: [10.0.0.1/8, '::1', 10.0.0.0/8]\nbuffers: {total: 1KiB}\n" + GOOD).warnings
+    ]
     assert len(got) == 2 and "buffers.total: holds the buffers of a few requests only" in got[0]
     assert "trusted_proxies[0]: 10.0.0.1/8 is the network 10.0.0.0/8" in got[1]
 
 
-@pytest.mark.parametrize(("method", "url", "want"), [("G T", "/", "is not a method"), ("GET", "nope", "neither a path nor a URL")])
+@pytest.mark.parametrize(
+    ("method", "url", "want"), [("G T", "/", "is not a method"), ("GET", "nope", "neither a path nor a URL")]
+)
 def test_explain_says_what_is_no_request(method, url, want):
     with pytest.raises(ValueError, match=want):
         explain(load_text(GOOD).config, method, url)
