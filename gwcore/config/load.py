@@ -244,7 +244,7 @@ def _read_certificates(config: Config, reader: _Reader, base: Path, warnings: li
 
 def _addresses(config: Config, reader: _Reader) -> None:
     """Nothing listens where something else does; 0.0.0.0 and [::] are all addresses of their family."""
-    used = [(("listeners", i, "address"), x.address) for i, x in enumerate(config.listeners)]
+    used: list[tuple[tuple[Any, ...], str]] = [(("listeners", i, "address"), x.address) for i, x in enumerate(config.listeners)]
     used.append((("admin", "address"), config.admin.address))
     before: dict[int, list[tuple[str, str, tuple[Any, ...]]]] = {}  # by port: many listeners, few on one
     for path, text in used:
