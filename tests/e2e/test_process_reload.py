@@ -56,10 +56,16 @@ def test_a_listener_that_cannot_be_had_refuses_the_reload(gateway):
 
 def test_a_log_that_cannot_be_had_refuses_the_reload(gateway, tmp_path):
     g = gateway(workers=1)
-    g.replace(str(g.log), str(tmp_path / "no" / "log"))
-    result = g.reload()
-    assert not result["ok"] and "cannot open access_log.path" in result["errors"][0]
-    g.replace(str(tmp_path / "no" / "log"), str(tmp_path / "new.log"))
+    was = str(g.log)
+    for bad, why in (
+        (str(tmp_path / "no" / "log"), "there is no directory"),
+        ("/proc/gwcore.log", "cannot open access_log.path"),
+    ):
+        g.replace(was, bad)
+        result = g.reload()
+        assert not result["ok"] and why in result["errors"][0]
+        was = bad
+    g.replace(was, str(tmp_path / "new.log"))
     assert g.reload()["ok"] and g.answers()
     wait_until(lambda: (tmp_path / "new.log").read_bytes().count(b"\n") == 1)
 
