@@ -214,19 +214,27 @@ cdef void response_choose(Exchange *x, Head *h) noexcept nogil:
             h.f[i].drop = not (x.route.trailers and x.te_trailers and x.chunk_out)
 
 
+cdef uint32_t status_line(const Head *h, OutList *o) noexcept nogil:
+    """Write what of the status line does not pass as it came, and say where the rest begins. The space behind the status is sent also
+    where the upstream left it out with the reason (RFC 9112 4)."""
+    if h.base[12] == c'\r':
+        out_copy(o, b"HTTP/1.1 ", 9)
+        out_add(o, h.base + 9, 3)
+        out_copy(o, b" ", 1)
+        return 12
+    if h.http10:
+        out_copy(o, b"HTTP/1.1", 8)
+        return 8
+    return 0
+
+
 cdef void forward_response(Worker *w, Exchange *x, Head *h, OutList *o, bint close) noexcept nogil:
     """Write the client's response head to o."""
     cdef const PlanHead *p = x.plan.head
-    cdef uint32_t run
     cdef size_t passed
     response_choose(x, h)
     edits_drop(p, x.route.response_edits, h)
-    if h.http10:
-        out_copy(o, b"HTTP/1.1", 8)
-        run = 8
-    else:
-        run = 0
-    fields_out(h, o, run)
+    fields_out(h, o, status_line(h, o))
     passed = o.bytes
     if not h.has_date:
         out_copy(o, w.date, 37)
@@ -252,11 +260,7 @@ cdef void forward_response(Worker *w, Exchange *x, Head *h, OutList *o, bint clo
 cdef void forward_interim(Worker *w, Exchange *x, Head *h, OutList *o) noexcept nogil:
     """A 1xx answer, passed on as it is but for hop-by-hop fields; those of an upgrade are made anew."""
     response_choose(x, h)
-    if h.http10:
-        out_copy(o, b"HTTP/1.1", 8)
-        fields_out(h, o, 8)
-    else:
-        fields_out(h, o, 0)
+    fields_out(h, o, status_line(h, o))
     if h.status == 101:
         upgrade_lines(x, o)
     out_copy(o, b"\r\n", 2)

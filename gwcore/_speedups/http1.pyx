@@ -273,13 +273,16 @@ cdef int target_check(Head *h) noexcept nogil:
         h.authority_len = h.url + a - h.authority
         if h.authority_len == 0 or host_check(h.base + h.authority, h.authority_len) != 0 or memchr(h.base + h.authority, c'@', h.authority_len) != NULL:
             return R_BAD_HOST
-        if a == n or url[a] == c'?':
-            return R_BAD_PATH                # no path to route on: RFC 9112 3.2.2 asks clients to send "/"
     h.path = h.url + a
     i = a
     while i < n and url[i] != c'?':
         i += 1
     h.path_len = h.url + i - h.path
+    if h.path_len == 0:                      # no path is "/" (RFC 9110 4.2.3), and one stands before the authority
+        if h.method == M_OPTIONS:
+            return R_BAD_PATH                # of the server as a whole, which is asked for with *
+        h.path = h.authority - 1
+        h.path_len = 1
     h.query = h.url + i + 1 if i < n else 0
     h.query_len = n - i - 1 if i < n else 0
     return 0
