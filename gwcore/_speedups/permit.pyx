@@ -33,7 +33,7 @@ cdef int permit_take(Worker *w, Exchange *x) noexcept nogil:
         upstream_tick(w, u)
     if not v.on:
         return 0
-    if x.first_reason and cell_state(v.cell) != BRK_CLOSED:      # a retry is no probe
+    if x.retries and cell_state(v.cell) != BRK_CLOSED:           # a retry is no probe
         verdict = BRK_REFUSED_OPEN
     else:
         verdict = cell_admit(v, <int64_t>w.now_us, 0.0 if cell_plain(v.cell) else chance_next(w), x.tier, &x.permit)

@@ -384,6 +384,22 @@ def test_the_log_says_why_it_was_tried_again(scripted, tmp_path):
     assert not any("flags" in x for x in lines)
 
 
+def test_a_retry_is_no_probe(scripted):
+    """A breaker that is not closed gives its places to first attempts, also when a status was the failure."""
+    script, ups = scripted(503, n=1)
+    guard = ", breaker: {trip_failures: 1, trip_time: 0s, open: 100ms, open_max: 100ms}, outlier: off"
+    with plane(config(*ups, retry=ALL + ", backoff: {base: 1ms, max: 1ms}", upstream=guard)) as p:
+        wait_until(lambda: reason(ask(p, get())) == "breaker_open", 10)
+        probes, retried = 0, be(p)["retried"]["status"]
+        while probes < 5:
+            before = len(script.got)
+            assert reason(ask(p, get())) == "breaker_open"
+            assert len(script.got) - before <= 1
+            probes += len(script.got) - before
+            time.sleep(0.01)
+        assert be(p)["retried"]["status"] == retried + probes  # each would have been tried again
+
+
 def storm(planes, seconds: float) -> tuple[int, float]:
     """Requests one after the other on four connections to each plane; returns how many, and how long it took."""
     began, sent = time.monotonic(), []
