@@ -140,7 +140,8 @@ cdef void limit_fold(Worker *w, Upstream *u) noexcept nogil:
             cells[k] += lane.seconds[k]
     if samples < LIMIT_SAMPLES:
         return
-    cell.state.limit = upstream_limit(u) if <uint32_t>cell.state.limit != upstream_limit(u) else cell.state.limit      # another plan may have other bounds
+    if <uint32_t>cell.state.limit != upstream_limit(u):      # another plan may have other bounds
+        cell.state.limit = upstream_limit(u)
     limiter_update(&cell.state, limiter_median_us(cells), peak, u.limit_min, u.limit_max)
     gw_atomic_store(&cell.limit, <uint32_t>cell.state.limit)
     gw_atomic_store(&cell.window, window + 1)

@@ -1,13 +1,13 @@
 """Attempts that failed. The rules are in retry, the budget in budget; here an exchange is judged by them, and made ready to be dispatched anew
 when its back-off is over (client_timeout does that)."""
-from libc.stdint cimport uint16_t, uint32_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t
 
 from gwcore._speedups.admission cimport admission_end
 from gwcore._speedups.attempt cimport attempt_release
 from gwcore._speedups.budget cimport budget_due, budget_fold, budget_take
-from gwcore._speedups.conn cimport Conn, conn_arm, conn_register, conn_rest, random_next
+from gwcore._speedups.conn cimport Conn, chance_next, conn_arm, conn_register, conn_rest
 from gwcore._speedups.ends cimport exchange_fail, exchange_move
-from gwcore._speedups.fields cimport B_DIGIT, BYTE_CLASS, M_HEAD, same_word
+from gwcore._speedups.fields cimport M_HEAD, decimal, same_word
 from gwcore._speedups.head cimport Field
 from gwcore._speedups.histogram cimport histogram_quantile_us
 from gwcore._speedups.http1 cimport BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, response_body
@@ -26,21 +26,15 @@ cdef enum:
 cdef void answer_read(const Head *h, Failed *f) noexcept nogil:
     """What an answer says of retries: when (seconds; a date is not believed), and whether another gateway made it (RFC 9209)."""
     cdef const Field *field
-    cdef const char *value
-    cdef uint32_t i, k, seconds = 0
+    cdef int64_t seconds
+    cdef uint32_t i
     for i in range(h.n):
         field = &h.f[i]
-        if field.name_len == 12 and same_word(h.base + field.name, 12, b"proxy-status", 12):
+        if same_word(h.base + field.name, field.name_len, b"proxy-status", 12):
             f.inner = True
-        elif field.name_len == 11 and same_word(h.base + field.name, 11, b"retry-after", 11) and 0 < field.value_len <= AFTER_DIGITS:
-            value = h.base + field.value
-            seconds = 0
-            for k in range(field.value_len):
-                if not BYTE_CLASS[<unsigned char>value[k]] & B_DIGIT:
-                    seconds = 0
-                    break
-                seconds = seconds * 10 + <uint32_t>(value[k] - 48)
-            f.after_ms = seconds * 1000
+        elif 0 < field.value_len <= AFTER_DIGITS and same_word(h.base + field.name, field.name_len, b"retry-after", 11):
+            seconds = decimal(h.base + field.value, field.value_len, AFTER_DIGITS)
+            f.after_ms = <uint32_t>seconds * 1000 if seconds > 0 else 0
 
 
 cdef bint again_may(Worker *w, Exchange *x, int reason, const Head *h, uint32_t *wait_ms) noexcept nogil:
@@ -58,7 +52,7 @@ cdef bint again_may(Worker *w, Exchange *x, int reason, const Head *h, uint32_t 
     f.inner, f.hop, f.tier, f.level = False, x.hop, x.tier, u.breaker.cell.level if u.breaker.on else 0
     f.usual_ms = f.after_ms = 0
     f.left_ms = NEVER_SOON
-    f.wait_ms = 1 + retry_wait_ms(u.backoff_ms, u.backoff_most_ms, x.retries, (random_next(w) >> 11) / 9007199254740992.0)
+    f.wait_ms = 1 + retry_wait_ms(u.backoff_ms, u.backoff_most_ms, x.retries, chance_next(w))
     if h != NULL:
         answer_read(h, &f)
     if x.deadline_ms:

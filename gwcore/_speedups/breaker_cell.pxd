@@ -120,14 +120,18 @@ cdef inline uint32_t cell_state(const BreakerCell *c) noexcept nogil:
 cdef inline bint cell_plain(const BreakerCell *c) noexcept nogil:
     return brk_load(&c.word) & WORD_PLAIN != 0
 
-cdef inline int cell_admit(const BreakerView *v, int64_t now_us, double chance, uint32_t tier, PermitRef *permit) noexcept nogil:
-    """BRK_ADMITTED, and the permit is live; or a BreakerRefusal. chance (from [0, 1)) matters where the word is not plain."""
-    cdef uint32_t word = brk_load(&v.cell.word)
-    if not word & WORD_PLAIN:
-        return cell_look(v, now_us, chance, tier, permit)
+cdef inline int cell_grant(const BreakerView *v, uint32_t word, int64_t now_us, PermitRef *permit) noexcept nogil:
+    """A permit that is no probe, of the generation that word names."""
     v.lane.admitted += 1
     permit.generation = word >> WORD_GENERATION
     permit.lease = 0
     permit.live = 1
     permit.started_us = now_us
     return BRK_ADMITTED
+
+cdef inline int cell_admit(const BreakerView *v, int64_t now_us, double chance, uint32_t tier, PermitRef *permit) noexcept nogil:
+    """BRK_ADMITTED, and the permit is live; or a BreakerRefusal. chance (from [0, 1)) matters where the word is not plain."""
+    cdef uint32_t word = brk_load(&v.cell.word)
+    if not word & WORD_PLAIN:
+        return cell_look(v, now_us, chance, tier, permit)
+    return cell_grant(v, word, now_us, permit)

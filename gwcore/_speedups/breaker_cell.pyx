@@ -137,12 +137,7 @@ cdef int cell_look(const BreakerView *v, int64_t now_us, double chance, uint32_t
             share = fmax(0.0, 2 * share - 1)
         if chance < share:
             return cell_refuse(v, BRK_REFUSED_SHED)
-        v.lane.admitted += 1
-        permit.generation = word >> WORD_GENERATION
-        permit.lease = 0
-        permit.live = 1
-        permit.started_us = now_us
-        return BRK_ADMITTED
+        return cell_grant(v, word, now_us, permit)
     if word & 3 == BRK_OPEN and now_us < c.refuse_until_us:
         return cell_refuse(v, BRK_REFUSED_OPEN)
     if not cell_lock(c, v.process):

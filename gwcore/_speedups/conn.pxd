@@ -191,3 +191,4 @@ cdef bint conn_watch(Worker *w, Conn *c) noexcept nogil
 cdef void conn_again(Worker *w, Conn *c) noexcept nogil
 cdef void worker_look(Worker *w, uint64_t within_ms) noexcept nogil
 cdef uint64_t random_next(Worker *w) noexcept nogil
+cdef double chance_next(Worker *w) noexcept nogil

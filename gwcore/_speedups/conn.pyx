@@ -55,6 +55,11 @@ cdef uint64_t random_next(Worker *w) noexcept nogil:
     return w.random * <uint64_t>0x2545f4914f6cdd1d
 
 
+cdef double chance_next(Worker *w) noexcept nogil:
+    """From [0, 1)."""
+    return <double>(random_next(w) >> 11) / 9007199254740992.0
+
+
 # ---- what goes out ------------------------------------------------------------------------------------------------
 
 cdef int conn_send(Worker *w, Conn *c, OutList *o) noexcept nogil:

@@ -5,7 +5,7 @@ Both differ from attempt to attempt, so they stand at the end of the head, and w
 from libc.stdint cimport int64_t, uint8_t
 
 from gwcore._speedups.buffer cimport Buf, ByteQueue, buf_bytes
-from gwcore._speedups.fields cimport B_DIGIT, BYTE_CLASS, same_word
+from gwcore._speedups.fields cimport decimal, same_word
 from gwcore._speedups.outlist cimport out_add, out_copy, out_number, out_some
 from gwcore._speedups.plan cimport plan_text
 from gwcore._speedups.story cimport REQ_STREAM
@@ -14,19 +14,6 @@ from gwcore._speedups.types cimport size_t
 cdef enum:
     DIGITS = 9               # of a number of milliseconds: eleven days
     ATTEMPT_MAX = 255
-
-
-cdef int64_t number_of(const Head *h, const Field *f) noexcept nogil:
-    """A field's value as a number; -1 when it is none that is believed."""
-    cdef int64_t n = 0
-    cdef uint32_t i
-    if f.value_len == 0 or f.value_len > DIGITS:
-        return -1
-    for i in range(f.value_len):
-        if not BYTE_CLASS[<uint8_t>h.base[f.value + i]] & B_DIGIT:
-            return -1
-        n = n * 10 + (h.base[f.value + i] - 48)
-    return n
 
 
 cdef bint limit_is(const PlanHead *p, const Head *h, const Field *f) noexcept nogil:
@@ -48,11 +35,11 @@ cdef void limits_find(Worker *w, Exchange *x, const Head *h, bint trusted) noexc
     for i in range(h.n):
         f = &h.f[i]
         if p.deadline_name.len and limit_is(p, h, f):
-            n = number_of(h, f)
+            n = decimal(h.base + f.value, f.value_len, DIGITS)
             if n >= 0:
                 x.deadline_ms = by_deadline(x, w.now_ms + <uint64_t>n)
         elif f.name_len == 16 and same_word(h.base + f.name, 16, b"x-gwcore-attempt", 16):
-            n = number_of(h, f)
+            n = decimal(h.base + f.value, f.value_len, DIGITS)
             if n > 1:
                 x.hop = <uint8_t>(n if n < ATTEMPT_MAX else ATTEMPT_MAX)
 

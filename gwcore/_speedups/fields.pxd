@@ -1,6 +1,6 @@
 # Level 1. Header field names that the gateway knows, methods, and byte classes of RFC 9110.
 from gwcore._speedups.types cimport size_t
-from libc.stdint cimport uint8_t
+from libc.stdint cimport int64_t, uint8_t
 
 cdef enum FieldId:
     F_OTHER
@@ -34,3 +34,4 @@ cdef size_t METHOD_SIZE[64]
 cdef int field_id(const char *name, size_t size) noexcept nogil
 cdef bint same_word(const char *a, size_t n, const char *lower, size_t m) noexcept nogil
 cdef bint all_bytes(const char *at, size_t size, uint8_t wanted) noexcept nogil
+cdef int64_t decimal(const char *at, size_t size, size_t most) noexcept nogil

@@ -43,6 +43,17 @@ cdef bint all_bytes(const char *at, size_t size, uint8_t wanted) noexcept nogil:
     return True
 
 
+cdef int64_t decimal(const char *at, size_t size, size_t most) noexcept nogil:
+    """The number that at[:size] writes with 1 to `most` digits (18 at the most) and nothing else; -1 when it does not."""
+    cdef int64_t n = 0
+    cdef size_t i
+    if size == 0 or size > most or not all_bytes(at, size, B_DIGIT):
+        return -1
+    for i in range(size):
+        n = n * 10 + (at[i] - 48)
+    return n
+
+
 cdef struct Word:            # a name of up to 16 bytes in two loads that may overlap, for one comparison without a loop
     uint64_t a
     uint64_t b

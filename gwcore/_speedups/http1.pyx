@@ -7,7 +7,7 @@ from gwcore._speedups.cllhttp cimport LLHTTP_REQUEST, LLHTTP_RESPONSE
 from gwcore._speedups.fields cimport (
     B_DIGIT, B_HEX, B_HOST, B_TARGET, B_TOKEN, B_VALUE, BYTE_CLASS, F_AUTHORIZATION, F_CONNECTION, F_CONTENT_LENGTH, F_DATE,
     F_EXPECT, F_HOP_LAST, F_HOST, F_IDEMPOTENCY_KEY, F_KEEP_ALIVE, F_MAX_FORWARDS, F_TE, F_TRANSFER_ENCODING, F_UPGRADE, F_VIA, F_X_FORWARDED_FOR,
-    F_X_REAL_IP, F_X_REQUEST_ID, LOWER, M_CONNECT, M_OPTIONS, all_bytes, same_word,
+    F_X_REAL_IP, F_X_REQUEST_ID, LOWER, M_CONNECT, M_OPTIONS, all_bytes, decimal, same_word,
 )
 from gwcore._speedups.head cimport Field, Head, HeadLimits, field_end, head_feed, head_init
 from gwcore._speedups.reasons cimport (
@@ -219,11 +219,9 @@ cdef int fields_check(Head *h) noexcept nogil:
                 return R_BAD_HEADER
             h.has_authorization = 1
         elif f.id == F_MAX_FORWARDS and h.kind == LLHTTP_REQUEST:
-            if f.value_len == 0 or f.value_len > 9 or not all_bytes(h.base + f.value, f.value_len, B_DIGIT):
+            h.max_forwards = decimal(h.base + f.value, f.value_len, 9)
+            if h.max_forwards < 0:
                 return R_BAD_HEADER
-            h.max_forwards = 0
-            for end in range(f.value_len):
-                h.max_forwards = h.max_forwards * 10 + (h.base[f.value + end] - 48)
         elif f.id == F_IDEMPOTENCY_KEY:
             h.has_key = 1
         elif f.id == F_EXPECT and h.kind == LLHTTP_REQUEST:
@@ -402,8 +400,8 @@ cdef int64_t keep_alive_ms(const Head *h) noexcept nogil:
     cross its FIN; half a second when it grants no more than one. -1: it does not say."""
     cdef const Field *f
     cdef const char *item
-    cdef size_t pos = 0, n, i
-    cdef int64_t s = 0
+    cdef size_t pos = 0, n
+    cdef int64_t s
     if h.keep_field < 0:
         return -1
     f = &h.f[h.keep_field]
@@ -411,10 +409,10 @@ cdef int64_t keep_alive_ms(const Head *h) noexcept nogil:
         n = list_next(h.base + f.value, f.value_len, &pos, &item)
         if n == 0:
             return -1
-        if n > 8 and n <= 8 + 6 and same_word(item, 8, b"timeout=", 8) and all_bytes(item + 8, n - 8, B_DIGIT):
-            for i in range(8, n):
-                s = s * 10 + (item[i] - 48)
-            return (s - 1) * 1000 if s > 1 else s * 500
+        if n > 8 and same_word(item, 8, b"timeout=", 8):
+            s = decimal(item + 8, n - 8, 6)
+            if s >= 0:
+                return (s - 1) * 1000 if s > 1 else s * 500
 
 
 cdef class RequestProbe:

@@ -3,4 +3,3 @@ from gwcore._speedups.conn cimport Worker
 from gwcore._speedups.upstream cimport Upstream
 
 cdef void upstream_tick(Worker *w, Upstream *u) noexcept nogil
-cdef double chance_next(Worker *w) noexcept nogil

@@ -7,13 +7,8 @@ from gwcore._speedups.breaker_cell cimport (
     BREAKER_TICK_US, BreakerCell, cell_eject_locked, cell_fold_locked, cell_lock, cell_state, cell_unlock,
 )
 from gwcore._speedups.breaker_core cimport BRK_CLOSED, BreakerCore, breaker_ratio
-from gwcore._speedups.conn cimport random_next
+from gwcore._speedups.conn cimport chance_next
 from gwcore._speedups.upstream cimport Endpoint
-
-
-cdef double chance_next(Worker *w) noexcept nogil:
-    """From [0, 1)."""
-    return <double>(random_next(w) >> 11) / 9007199254740992.0
 
 
 cdef bint ready(const Endpoint *e) noexcept nogil:

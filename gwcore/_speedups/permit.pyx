@@ -7,7 +7,8 @@ from gwcore._speedups.breaker_core cimport (
     BRK_ADMITTED, BRK_CLOSED, BRK_REFUSED_OPEN, BRK_REFUSED_PROBES, BRK_REFUSED_RAMP, BRK_REFUSED_SHED, BreakerCore, FORCE_OPEN,
     OUTCOME_CANCEL, OUTCOME_FAILURE, OUTCOME_PRESSURE, OUTCOME_SUCCESS, breaker_probes_out, breaker_ratio, breaker_retry_after_us,
 )
-from gwcore._speedups.outlier cimport chance_next, upstream_tick
+from gwcore._speedups.conn cimport chance_next
+from gwcore._speedups.outlier cimport upstream_tick
 from gwcore._speedups.reasons cimport (
     BRK_CONNECT, BRK_ENDPOINT, BRK_INVALID, BRK_RESET, BRK_TIMEOUT, BRK_TLS, R_BREAKER_OPEN, R_BREAKER_SHED, R_DEADLINE, reason_row,
 )

@@ -4,7 +4,7 @@ from libc.stddef cimport size_t
 from libc.string cimport memchr, memcmp, memcpy, memset
 
 from gwcore._speedups.address cimport address_of, address_read, address_text
-from gwcore._speedups.fields cimport B_DIGIT, BYTE_CLASS
+from gwcore._speedups.fields cimport decimal
 from gwcore._speedups.outlist cimport out_copy, out_number
 from gwcore._speedups.sys cimport getsockname, sockaddr, sockaddr_in6, sockaddr_storage, socklen_t
 from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL
@@ -69,15 +69,8 @@ cdef const char *word(const char **at, const char *end, size_t *n) noexcept nogi
 
 
 cdef int port_of(const char *at, size_t n) noexcept nogil:
-    cdef int value = 0
-    cdef size_t i
-    if n == 0 or n > 5 or (at[0] == c'0' and n > 1):
-        return -1
-    for i in range(n):
-        if not BYTE_CLASS[<uint8_t>at[i]] & B_DIGIT:
-            return -1
-        value = value * 10 + at[i] - 48
-    return value if value < 65536 else -1
+    cdef int value = <int>decimal(at, n, 5)
+    return value if value < 65536 and not (n > 1 and at[0] == c'0') else -1
 
 
 cdef long parse_v1(const char *at, size_t size, ProxyPeer *out) noexcept nogil:

@@ -183,7 +183,7 @@ cdef inline uint64_t segment_firsts(Segment_ *s, uint32_t slot) noexcept nogil:
     cdef uint64_t n = 0
     cdef uint32_t i
     for i in range(s.workers):
-        n += gw_counter(&segment_lane(s, i).upstreams[slot].firsts)
+        n += gw_atomic_load64(&segment_lane(s, i).upstreams[slot].firsts)
     return n
 
 cdef inline Store *segment_store(Segment_ *s) noexcept nogil:
@@ -204,12 +204,10 @@ cdef extern from * nogil:
     #define gw_atomic_store(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
     #define gw_atomic_load64(p) __atomic_load_n((p), __ATOMIC_RELAXED)
     #define gw_atomic_store64(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
-    #define gw_counter(p) __atomic_load_n((p), __ATOMIC_RELAXED)
     static inline int gw_atomic_win(unsigned long *p, unsigned long was, unsigned long to) {
         return __atomic_compare_exchange_n(p, &was, to, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
     }
     """
-    uint64_t gw_counter(const uint64_t *p)
     uint32_t gw_atomic_add(uint32_t *p, int v)
     uint32_t gw_atomic_load(const uint32_t *p)
     void gw_atomic_store(uint32_t *p, uint32_t v)
