@@ -6,8 +6,8 @@ from libc.string cimport memcpy, strlen
 from gwcore._speedups.buffer cimport buf_bytes
 from gwcore._speedups.address cimport address_text
 from gwcore._speedups.conn cimport Conn, Worker
+from gwcore._speedups.explain cimport explain_breaker
 from gwcore._speedups.fields cimport METHODS, METHOD_SIZE
-from gwcore._speedups.permit cimport permit_detail
 from gwcore._speedups.plan cimport plan_text
 from gwcore._speedups.reasons cimport reason_row
 from gwcore._speedups.ring cimport ring_put
@@ -195,7 +195,7 @@ cdef void log_exchange(Worker *w, const Exchange *x) noexcept nogil:
     number(&l, x.tier)
     if x.refusal:
         word(&l, b'","detail":"')
-        put(&l, detail, permit_detail(x, detail, sizeof(detail)))
+        put(&l, detail, explain_breaker(x, detail, sizeof(detail)))
     if x.client.tls.ssl != NULL:
         tls_fields(&l, x.client)
     if x.retries:

@@ -7,7 +7,6 @@ from gwcore._speedups.conn cimport Worker
 from gwcore._speedups.explain cimport explain
 from gwcore._speedups.fields cimport METHODS, METHOD_SIZE
 from gwcore._speedups.outlist cimport OutList, out_copy, out_number, out_some
-from gwcore._speedups.permit cimport permit_detail
 from gwcore._speedups.plan cimport PlanHead, Route, plan_text
 from gwcore._speedups.reasons cimport R_METHOD_NOT_ALLOWED, ReasonRow, reason_row
 from gwcore._speedups.story cimport Exchange
@@ -100,7 +99,7 @@ cdef int answer_error(Worker *w, OutList *o, const PlanHead *p, int reason, bint
         put(&body, b',"request_id":"', 15)
         put(&body, buf_bytes(x.note) + x.note_path_len, x.note_id_len)
         put(&body, b'"', 1)
-    n = permit_detail(x, detail, sizeof(detail)) if x != NULL and x.refusal else explain(w, x, reason, detail, sizeof(detail))
+    n = explain(w, x, reason, detail, sizeof(detail))
     if n:
         put(&body, b',"detail":"', 11)
         put(&body, detail, n)

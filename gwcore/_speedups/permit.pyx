@@ -2,10 +2,10 @@
 verdict is cancelled: a client that leaves proves nothing."""
 from libc.stdint cimport int64_t, uint32_t
 
-from gwcore._speedups.breaker_cell cimport BreakerCell, BreakerView, cell_admit, cell_blame, cell_end, cell_fold, cell_plain, cell_state
+from gwcore._speedups.breaker_cell cimport BreakerView, cell_admit, cell_blame, cell_end, cell_fold, cell_plain, cell_state
 from gwcore._speedups.breaker_core cimport (
-    BRK_ADMITTED, BRK_CLOSED, BRK_REFUSED_OPEN, BRK_REFUSED_PROBES, BRK_REFUSED_RAMP, BRK_REFUSED_SHED, BreakerCore, FORCE_OPEN,
-    OUTCOME_CANCEL, OUTCOME_FAILURE, OUTCOME_PRESSURE, OUTCOME_SUCCESS, breaker_probes_out, breaker_ratio, breaker_retry_after_us,
+    BRK_ADMITTED, BRK_CLOSED, BRK_REFUSED_OPEN, BRK_REFUSED_SHED, OUTCOME_CANCEL, OUTCOME_FAILURE, OUTCOME_PRESSURE, OUTCOME_SUCCESS,
+    breaker_retry_after_us,
 )
 from gwcore._speedups.conn cimport chance_next
 from gwcore._speedups.outlier cimport upstream_tick
@@ -14,9 +14,6 @@ from gwcore._speedups.reasons cimport (
 )
 from gwcore._speedups.shm cimport segment_breaker
 from gwcore._speedups.upstream cimport Upstream
-
-cdef extern from "<stdio.h>" nogil:
-    int snprintf(char *out, size_t size, const char *format, ...)
 
 
 # ---- taking -------------------------------------------------------------------------------------------------------
@@ -64,6 +61,11 @@ cdef bint permit_endpoint(Worker *w, Exchange *x, Endpoint *e) noexcept nogil:
 cdef void permit_move(Worker *w, Exchange *x, Endpoint *e) noexcept nogil:
     """The attempt goes on at another endpoint, whatever its breaker says."""
     permit_endpoint(w, x, e)
+
+
+cdef bint permit_refused(const Exchange *x) noexcept nogil:
+    """Did a breaker refuse the attempt?"""
+    return x.reason == R_BREAKER_OPEN or x.reason == R_BREAKER_SHED
 
 
 # ---- ending -------------------------------------------------------------------------------------------------------
@@ -134,47 +136,3 @@ cdef void permit_cancel(Worker *w, Exchange *x) noexcept nogil:
     """End what is live without a verdict."""
     if x.permit.live or x.endpoint_permit.live:
         settle(w, x, OUTCOME_CANCEL)
-
-
-# ---- explaining ---------------------------------------------------------------------------------------------------
-
-cdef bint permit_refused(const Exchange *x) noexcept nogil:
-    """Did a breaker refuse the attempt?"""
-    return x.reason == R_BREAKER_OPEN or x.reason == R_BREAKER_SHED
-
-
-cdef const char *why_word(int why) noexcept nogil:
-    if why == 1: return b"failures"
-    if why == 2: return b"stall"
-    if why == 3: return b"score"
-    if why == 6: return b"probe_failed"
-    return b"forced" if why == 7 else b"-"
-
-
-cdef size_t permit_detail(const Exchange *x, char *out, size_t room) noexcept nogil:
-    """A refusal's rule and figures, in one line without quotes; 0 when no breaker refused."""
-    cdef const BreakerCell *c
-    cdef const BreakerCore *b
-    cdef const char *name
-    cdef int n = 0, name_len
-    cdef double wait_s
-    if not x.refusal or x.upstream == NULL:
-        return 0
-    c = x.upstream.breaker.cell
-    b = &c.core
-    name, name_len = x.upstream.name, <int>x.upstream.name_len
-    wait_s = breaker_retry_after_us(b) / 1e6
-    if x.refusal == BRK_REFUSED_SHED:
-        n = snprintf(out, room, b"upstream %.*s: closed, sheds %.0f%% (P%d: as tiers have it); pressure ratio %.3f over the threshold %.3f",
-                     name_len, name, 100 * c.shed, <int>x.tier, breaker_ratio(b.p, b.n), b.threshold)
-    elif x.refusal == BRK_REFUSED_RAMP:
-        n = snprintf(out, room, b"upstream %.*s: closed again, admits %.0f%% so far", name_len, name, 100 * c.ramp)
-    elif b.forced == FORCE_OPEN:
-        n = snprintf(out, room, b"upstream %.*s: forced open by an operator", name_len, name)
-    elif x.refusal == BRK_REFUSED_PROBES:
-        n = snprintf(out, room, b"upstream %.*s: half_open, %u of %u probes out, %u succeeded, %u failed", name_len, name,
-                     <unsigned int>breaker_probes_out(b), <unsigned int>b.rules.probes, <unsigned int>b.probes_ok, <unsigned int>b.probes_bad)
-    else:
-        n = snprintf(out, room, b"upstream %.*s: open by %s; failure ratio %.3f, evidence %.1f of %.1f, a probe in %.1f s", name_len, name,
-                     why_word(b.why), b.moved_on.failure_ratio, b.moved_on.evidence, b.moved_on.bar, wait_s)
-    return <size_t>n if 0 < n < <int>room else 0
