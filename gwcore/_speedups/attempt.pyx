@@ -1,7 +1,8 @@
-"""Attempts. The order: the upstream's permit, candidates with a free place, balance, the endpoint's permit, reuse or connect. Who finds no
+"""Attempts. The order: admission, the upstream's permit, candidates with a free place, balance, the endpoint's permit, reuse or connect. Who finds no
 place waits in the upstream's queue (queueing) and holds nothing meanwhile."""
 from libc.stdint cimport uint32_t, uint64_t
 
+from gwcore._speedups.admission cimport admission_take
 from gwcore._speedups.conn cimport C_READY, LOOK_WARM_MS, Conn, Worker, conn_arm, conn_move, random_next, worker_look
 from gwcore._speedups.connect cimport connect_result, connect_start, connect_up, upstream_close, upstream_keep
 from gwcore._speedups.deadline cimport try_due
@@ -174,6 +175,8 @@ cdef int attempt_take(Worker *w, Exchange *x) noexcept nogil:
     cdef Conn *c
     cdef int verdict
     cdef uint32_t i, _asked, usable = 0, named = 0
+    if admission_take(w, x) != RC_OK:
+        return RC_FAIL
     x.reason = permit_take(w, x)
     if x.reason:
         return RC_FAIL

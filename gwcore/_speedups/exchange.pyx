@@ -6,7 +6,6 @@ from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy
 from gwcore._speedups.accesslog cimport log_refused
-from gwcore._speedups.admission cimport admission_take
 from gwcore._speedups.again cimport attempt_failed
 from gwcore._speedups.answer cimport answer_empty, answer_route
 from gwcore._speedups.attempt cimport attempt_connected, attempt_late, attempt_release, attempt_take
@@ -335,9 +334,7 @@ cdef void begin_proxy(Worker *w, Exchange *x, const char *at, size_t size, const
             begin_refuse(w, x, at, size, rc)
             return
     while True:
-        rc = admission_take(w, x)
-        if rc == RC_OK:
-            rc = attempt_take(w, x)
+        rc = attempt_take(w, x)
         if rc == RC_FAIL and permit_refused(x):
             begin_refuse(w, x, at, size, x.reason)
             return

@@ -2,7 +2,7 @@
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memchr
-from gwcore._speedups.admission cimport admission_answer, admission_end, admission_take
+from gwcore._speedups.admission cimport admission_answer, admission_end
 from gwcore._speedups.again cimport again_stale, answer_refused, attempt_failed, first_reason
 from gwcore._speedups.attempt cimport attempt_release, attempt_take
 from gwcore._speedups.body cimport body_end_response, body_request, body_response
@@ -46,12 +46,10 @@ cdef double EWMA_SHARE = 0.1     # of the newest answer in an endpoint's latency
 
 cdef void dispatch(Worker *w, Exchange *x) noexcept nogil:
     """Take a connection for a request whose head is in x.replay."""
-    cdef int rc
     if deadline_over(w, x):
         exchange_fail(w, x, R_DEADLINE, False)
         return
-    rc = admission_take(w, x)
-    dispatched(w, x, attempt_take(w, x) if rc == RC_OK else rc)
+    dispatched(w, x, attempt_take(w, x))
 
 
 cdef void queue_up(Worker *w, Exchange *x) noexcept nogil:
