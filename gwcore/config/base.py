@@ -101,6 +101,14 @@ def interleaved(addresses: set[str]) -> list[str]:
     return [a for pair in zip_longest(four, six) for a in pair if a]
 
 
+def known_methods(value: list[str]) -> list[str]:
+    """`value` when all of it are methods of METHODS; ValueError otherwise."""
+    for m in value:
+        if m not in METHODS:
+            raise ValueError(f"{m!r} is not a method that gwcore knows; methods are upper case: {', '.join(METHODS[:7])}, …")
+    return value
+
+
 def own_field(value: str, what: str) -> str:
     """`value` as the name of a field that the gateway reads and writes for `what`; ValueError for one that means something else."""
     if not TOKEN.fullmatch(value):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from gwcore.config.base import METHODS, Model
+from gwcore.config.base import Model, known_methods
 from gwcore.config.units import Duration
 
 STATUSES = (429, 500, 502, 503, 504)
@@ -69,10 +69,4 @@ class Retry(Model):
                 raise ValueError(f"{status} cannot be retried; statuses are {', '.join(map(str, STATUSES))}")
         return value
 
-    @field_validator("methods")
-    @classmethod
-    def _methods(cls, value: list[str]) -> list[str]:
-        for m in value:
-            if m not in METHODS:
-                raise ValueError(f"{m!r} is not a method that gwcore knows; methods are upper case")
-        return value
+    _methods = field_validator("methods")(known_methods)

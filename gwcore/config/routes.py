@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from gwcore._speedups.path import normalise
-from gwcore.config.base import FRAMING, METHODS, TOKEN, Model
+from gwcore.config.base import FRAMING, TOKEN, Model, known_methods
 from gwcore.config.units import Duration, Rate, Size
 
 
@@ -55,13 +55,7 @@ class Match(Model):
                 raise ValueError(f"{h!r} is not a host name (no port, no scheme; a wildcard is *.example.com)")
         return [h.lower() for h in value]
 
-    @field_validator("methods")
-    @classmethod
-    def _methods(cls, value: list[str]) -> list[str]:
-        for m in value:
-            if m not in METHODS:
-                raise ValueError(f"{m!r} is not a method that gwcore knows; methods are upper case: {', '.join(METHODS[:7])}, …")
-        return value
+    _methods = field_validator("methods")(known_methods)
 
     @field_validator("headers")
     @classmethod

@@ -22,7 +22,12 @@ class Endpoint(Model):
     """Share of the load among the upstream's endpoints; 0 takes it out."""
 
 
-_switch = BeforeValidator(lambda v: None if v in (False, "off") else {} if v in (True, "on") else v)
+def _switched(value: Any) -> Any:
+    """off and on as people write them: nothing, and every default."""
+    return None if value in (False, "off") else {} if value in (True, "on") else value
+
+
+_switch = BeforeValidator(_switched)
 
 
 def _endpoint(value: Any) -> Any:
@@ -161,7 +166,7 @@ class Upstream(Model):
     tls: Annotated[
         UpstreamTls | None,
         BeforeValidator(
-            lambda v: None if v in (False, "off") else {} if v in (True, "on") else v,
+            _switched,
             json_schema_input_type=UpstreamTls | bool | Literal["on", "off"] | None,
         ),
     ] = None
