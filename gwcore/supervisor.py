@@ -28,7 +28,6 @@ ALARM_S = 10.0  # at most one alarm line per worker in this time
 ADMIN_BACKLOG = 128
 STOP_S = 0.5  # what a worker gets to end itself when told to stop now
 TIMER_S = 0.02  # by so much a timer of the loop may be early
-DRAIN_OVER = "the drain time is over; closing what is left"
 
 
 def notify(state: str) -> None:
@@ -94,7 +93,6 @@ class Supervisor:
         self.loop = asyncio.get_running_loop()
         self.done: asyncio.Future[int] = self.loop.create_future()
         self.status = 0
-        self.drain_over = 0.0  # by time.monotonic()
         self.drain_cut: asyncio.TimerHandle | None = None
         self.tasks: set[asyncio.Task[Any]] = set()
         self.alarms = [(0, -ALARM_S)] * workers  # pauses told, and when
@@ -213,9 +211,8 @@ class Supervisor:
             self.admin.start(self.admin_sockets.sockets[self.config.admin.address][0])
 
     def crew_gone(self) -> None:
-        if self.drain_cut is not None and not self.drain_cut.cancelled() and time.monotonic() >= self.drain_over - TIMER_S:
-            self.drain_cut.cancel()
-            say(DRAIN_OVER)  # the workers' clocks may strike first
+        if self.drain_cut is not None and self.loop.time() >= self.drain_cut.when() - TIMER_S:
+            self.end_drain()  # the workers' clocks may strike first
         self.finish(self.status)
 
     def crew_failed(self, why: str, *, final: bool) -> None:
@@ -356,13 +353,14 @@ class Supervisor:
         most = self.config.timeouts.drain
         say(f"draining, at most {most:g}s")
         self.listeners.close(list(self.listeners.sockets))  # before the workers empty the queues, so that nothing new joins them
-        self.drain_over = time.monotonic() + most
         self.drain_cut = self.loop.call_later(most, self.end_drain)
         self.crew.drain()
 
     def end_drain(self) -> None:
-        self.drain_cut = None
-        self.cut(DRAIN_OVER, 0)
+        if self.drain_cut is not None:
+            self.drain_cut.cancel()
+            self.drain_cut = None
+        self.cut("the drain time is over; closing what is left", 0)
 
     def cut(self, why: str, status: int) -> None:
         if self.done.done():
