@@ -1,17 +1,12 @@
 /* A provider for the tests: Ed25519 signatures are made "elsewhere", that is by a thread, after a delay of GWCORE_ENGINE_MS milliseconds, while the
    job that asked for one is paused. It has keys of its own kind (a keymgmt), as a provider for an HSM has, and lets the default provider of a
    library context of its own do the arithmetic. */
-#include <openssl/async.h>
 #include <openssl/core_dispatch.h>
 #include <openssl/core_names.h>
 #include <openssl/evp.h>
 #include <openssl/params.h>
-#include <pthread.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
-#include <time.h>
-#include <unistd.h>
+#include "async_pause.h"
 
 typedef struct { unsigned char pub[32], priv[32]; int has_pub, has_priv; } Key;
 typedef struct { Key *key; } Signer;
@@ -74,34 +69,6 @@ static const OSSL_PARAM *key_gettable(void *provider) {
 
 /* ---- signatures ---- */
 
-static void *elsewhere(void *arg) {
-    unsigned long long one = 1;
-    long ms = atol(getenv("GWCORE_ENGINE_MS") ? getenv("GWCORE_ENGINE_MS") : "5");
-    struct timespec t = {ms / 1000, ms % 1000 * 1000000};
-    nanosleep(&t, NULL);
-    if (write((int)(long)arg, &one, sizeof one) != sizeof one) abort();
-    return NULL;
-}
-
-static void forget(ASYNC_WAIT_CTX *ctx, const void *k, OSSL_ASYNC_FD fd, void *data) { close(fd); }
-
-static int pause_here(void) {
-    ASYNC_JOB *job = ASYNC_get_current_job();
-    unsigned long long n;
-    OSSL_ASYNC_FD fd;
-    void *data;
-    pthread_t t;
-    if (!job) return 1;
-    if (!ASYNC_WAIT_CTX_get_fd(ASYNC_get_wait_ctx(job), wait_key, &fd, &data)) {
-        fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-        if (fd < 0 || !ASYNC_WAIT_CTX_set_wait_fd(ASYNC_get_wait_ctx(job), wait_key, fd, NULL, forget)) return 0;
-    }
-    if (pthread_create(&t, NULL, elsewhere, (void *)(long)fd)) return 0;
-    do ASYNC_pause_job(); while (read(fd, &n, sizeof n) != sizeof n);
-    pthread_join(t, NULL);
-    return 1;
-}
-
 static void *signer_new(void *provider, const char *properties) { return calloc(1, sizeof(Signer)); }
 
 static void signer_free(void *s) { free(s); }
@@ -117,7 +84,7 @@ static int sign(void *s, unsigned char *sig, size_t *size, size_t room, const un
     int good;
     *size = 64;
     if (!sig) return 1;
-    if (room < 64 || !pause_here() || getenv("GWCORE_ENGINE_FAILS")) return 0;
+    if (room < 64 || !pause_here(wait_key) || getenv("GWCORE_ENGINE_FAILS")) return 0;
     key = EVP_PKEY_new_raw_private_key_ex(inside, "ED25519", NULL, ((Signer *)s)->key->priv, 32);
     ctx = EVP_MD_CTX_new();
     good = key && ctx && EVP_DigestSignInit_ex(ctx, NULL, NULL, inside, NULL, key, NULL) == 1 && EVP_DigestSign(ctx, sig, size, text, n) == 1;

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import threading
 from dataclasses import fields
 from typing import Any
@@ -15,69 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from gwcore.breaker import BreakerConfig
 from gwcore.config.resilience import Outlier, core_rules
-
-OUTCOMES = {"ok": 0, "status": 1, "connect": 1, "reset": 1, "timeout": 2, "overload": 2, "cancel": 3}
-
-
-def shared(workers: int = 4, now: float = 1000.0, **config: Any) -> SharedBreaker:
-    return SharedBreaker(workers, core_rules(BreakerConfig(**config), 0.0), int(now * 1e6))
-
-
-class World:
-    """Calls of several workers in turn against an upstream that is a function of time."""
-
-    def __init__(self, seed: int = 1, workers: int = 4, breaker: SharedBreaker | None = None, **config: Any):
-        self.rng, self.workers, self.now = random.Random(seed), workers, 1000.0
-        self.b = breaker or shared(workers, self.now, **config)
-        self.refused, self.serial, self.moves = 0, 0, []  # type: int, int, list[tuple[float, str, str, str]]
-        self.pending: list[tuple[float, int, SharedPermit, str, float]] = []
-
-    def us(self) -> int:
-        return int(self.now * 1e6)
-
-    def look(self) -> None:
-        self.moves += [(e["at_us"] / 1e6, e["from"], e["to"], e["reason"]) for e in self.b.events()]
-
-    def run(self, seconds: float, rps: float, call: Any) -> World:
-        import heapq
-
-        end, at = self.now + seconds, self.now
-        while at < end:
-            self.drain(at)
-            self.now = at
-            p = self.b.admit(self.serial % self.workers, self.us(), self.rng.random())
-            self.serial += 1
-            if p.refusal:
-                self.refused += 1
-            else:
-                outcome, latency = call(self.rng)
-                heapq.heappush(self.pending, (at + latency, self.serial, p, outcome, latency))
-            at += 1 / rps
-        self.drain(end)
-        self.now = end
-        self.look()
-        return self
-
-    def drain(self, until: float) -> None:
-        import heapq
-
-        while self.pending and self.pending[0][0] <= until:
-            due, _, p, outcome, latency = heapq.heappop(self.pending)
-            self.now = due
-            self.b.end(p, OUTCOMES[outcome], int(latency * 1e6), self.us(), self.rng.random())
-
-    def healthy(self, seconds: float = 60) -> World:
-        self.run(seconds, 100, lambda r: ("ok", 0.01 + r.random() * 0.01))
-        self.drain(float("inf"))
-        assert self.moves == [] and self.refused == 0
-        return self
-
-    def snapshot(self) -> dict[str, Any]:
-        return self.b.snapshot(self.us())
-
-
-def fail(kind: str, latency: float = 0.001) -> Any:
-    return lambda r: (kind, latency)
+from tests.breakers import Shared, fail, shared
 
 
 def balanced(s: dict[str, Any]) -> bool:
@@ -87,60 +24,8 @@ def balanced(s: dict[str, Any]) -> bool:
 # ---- acceptance
 
 
-@pytest.mark.parametrize("workers", [1, 4])
-def test_a1_all_fail_opens_within_a_third_of_a_second(workers):
-    w = World(workers=workers).healthy()
-    t = w.now
-    w.run(1, 100, fail("status"))
-    at, was, to, why = w.moves[0]
-    assert (was, to, why) == ("closed", "open", "failures") and 0.25 <= at - t <= 0.35
-
-
-@pytest.mark.parametrize("share", [0.3, 0.6])
-def test_a2_partial_status_failures_refuse_nothing(share):
-    w = World().healthy()
-    w.run(60, 100, lambda r: ("status" if r.random() < share else "ok", 0.01))
-    assert w.refused == 0 and w.moves == []
-
-
-def test_a4_one_request_a_second_opens_within_15_seconds():
-    w = World().healthy()
-    t = w.now
-    w.run(20, 1, fail("connect"))
-    assert w.moves[0][3] == "failures" and w.moves[0][0] - t <= 15
-
-
-def test_a5_a_blip_changes_nothing():
-    w = World().healthy()
-    w.run(0.2, 100, fail("reset"))
-    w.run(20, 100, lambda r: ("ok", 0.01))
-    assert w.moves == []
-
-
-def test_a6_silence_is_a_stall():
-    w = World().healthy()
-    t = w.now
-    w.run(8, 100, lambda r: ("timeout", 5.0))
-    opened = next(m for m in w.moves if m[2] == "open")
-    assert opened[3] in ("stall", "failures") and opened[0] - t <= 5.5
-    assert w.snapshot()["probes_in_flight"] <= 3 and not [m for m in w.moves if m[2] == "closed"]
-
-
-def test_a7_cancels_refuse_nothing():
-    w = World().healthy()
-    w.run(60, 100, lambda r: ("cancel", 0.005) if r.random() < 0.8 else ("ok", 0.02))
-    assert w.refused == 0 and w.moves == []
-
-
-def test_a8_a_new_normal_latency_is_learned():
-    w = World().healthy()
-    w.run(30, 100, lambda r: ("ok", 0.06 + r.random() * 0.02))
-    s = w.snapshot()
-    assert w.refused == 0 and s["slow_limit_s"] > s["p99_s"] > 0.05
-
-
 def test_a9_a_probe_that_never_ends_frees_its_place():
-    w = World(probes=1)
+    w = Shared(probes=1)
     w.run(2, 100, fail("connect"))
     w.now += 6
     probe = w.b.admit(0, w.us())
@@ -153,7 +38,7 @@ def test_a9_a_probe_that_never_ends_frees_its_place():
 
 
 def test_a10_results_of_an_older_state_are_stale():
-    w = World().healthy()
+    w = Shared().healthy()
     old = [w.b.admit(i % 4, w.us()) for i in range(5)]
     w.run(1, 100, fail("status"))
     before = w.snapshot()
@@ -165,32 +50,9 @@ def test_a10_results_of_an_older_state_are_stale():
     )
 
 
-def test_a11_partial_overload_is_shed_in_proportion():
-    w = World().healthy()
-    w.run(20, 100, lambda r: ("overload" if r.random() < 0.6 else "ok", 0.01))
-    assert w.b.state == "closed" and 0.4 <= w.snapshot()["shed_probability"] <= 0.6
-
-
-def test_a13_classic_opens_on_latency_with_a_full_pool_never_on_errors():
-    w = World(score="classic", capacity=100.0)
-    w.run(20, 100, fail("status"))
-    assert w.b.state == "closed"
-    w = World(score="classic", capacity=100.0)
-    w.run(20, 180, lambda r: ("ok", 0.55))
-    assert any(m[3] == "score" for m in w.moves)
-
-
-def test_recovery_ramps():
-    w = World().healthy()
-    w.run(10, 100, fail("connect"))
-    w.run(30, 100, lambda r: ("ok", 0.01))
-    s = w.snapshot()
-    assert w.moves[-1][3] == "recovered" and s["admit_ratio"] == 1 and s["refused_ramp"] > 0
-
-
 def test_the_endpoints_defaults_eject_within_a_second_and_a_half():
     rules = core_rules(Outlier().config(), 256.0)
-    w = World(breaker=SharedBreaker(4, rules, 1_000_000_000))
+    w = Shared(breaker=SharedBreaker(4, rules, 1_000_000_000))
     w.run(60, 10, lambda r: ("ok", 0.01))
     t, before = w.now, w.snapshot()["failed"]
     w.run(60, 10, fail("status"))
@@ -198,7 +60,7 @@ def test_the_endpoints_defaults_eject_within_a_second_and_a_half():
 
 
 def test_levels_follow_the_score():
-    w = World().healthy()
+    w = Shared().healthy()
     assert w.snapshot()["level"] == 0
     w.run(8, 100, lambda r: ("status" if r.random() < 0.6 else "ok", 0.01))
     assert w.snapshot()["level"] == 1
@@ -214,7 +76,7 @@ def test_levels_follow_the_score():
 
 
 def test_a_tick_without_the_lock_is_done_by_the_next():
-    w = World(workers=2).healthy(5)
+    w = Shared(workers=2).healthy(5)
     assert w.b.hold(0) and not w.b.hold(1)
     w.run(1, 100, fail("status"))
     assert w.b.state == "closed" and w.refused == 0  # nobody folds, nobody waits, all are admitted
@@ -224,7 +86,7 @@ def test_a_tick_without_the_lock_is_done_by_the_next():
 
 
 def test_a_worker_that_dies_with_the_lock_leaves_it_to_the_supervisor():
-    w = World(workers=2).healthy(5)
+    w = Shared(workers=2).healthy(5)
     out = [w.b.admit(1, w.us()) for _ in range(7)]
     assert w.b.hold(1)
     w.b.retire(1, w.us())
@@ -236,7 +98,7 @@ def test_a_worker_that_dies_with_the_lock_leaves_it_to_the_supervisor():
 
 
 def test_the_probes_of_a_dead_worker_are_free_at_once():
-    w = World(workers=3, probe_lease_s=1000.0)
+    w = Shared(workers=3, probe_lease_s=1000.0)
     w.run(2, 100, fail("connect"))
     w.now += 6
     dead = [w.b.admit(2, w.us()) for _ in range(2)]
@@ -253,7 +115,7 @@ def test_the_probes_of_a_dead_worker_are_free_at_once():
 
 
 def test_a_successor_goes_on_in_the_lane():
-    w = World(workers=2).healthy(5)
+    w = Shared(workers=2).healthy(5)
     before = w.snapshot()
     w.b.admit(1, w.us())
     w.b.retire(1, w.us())
@@ -264,7 +126,7 @@ def test_a_successor_goes_on_in_the_lane():
 
 
 def test_one_worker_wins_an_edge():
-    w = World()
+    w = Shared()
     w.run(2, 100, fail("connect"))
     w.now += 6
     got = [w.b.admit(i, w.us()) for i in range(4)]
@@ -274,7 +136,7 @@ def test_one_worker_wins_an_edge():
 
 
 def test_what_is_late_of_an_older_generation_is_no_evidence():
-    w = World().healthy(5)
+    w = Shared().healthy(5)
     late = [w.b.admit(3, w.us()) for _ in range(50)]
     w.b.force(1, w.us())
     w.b.force(-1, w.us())  # reset
@@ -287,7 +149,7 @@ def test_what_is_late_of_an_older_generation_is_no_evidence():
 
 
 def test_rules_change_and_state_stays():
-    w = World().healthy(5)
+    w = Shared().healthy(5)
     w.run(1, 100, fail("status"))
     w.b.use(core_rules(BreakerConfig(open_s=2.0), 0.0), w.us())
     assert w.b.state == "open" and w.snapshot()["failed"] > 0
@@ -297,7 +159,7 @@ def test_rules_change_and_state_stays():
 
 
 def test_lost_failures_do_not_open_what_may_not_open():
-    w = World().healthy(5)
+    w = Shared().healthy(5)
     for _ in range(100):
         p = w.b.admit(0, w.us(), tick=False)
         w.b.end(p, 1, 1000, w.us(), tick=False)
@@ -307,7 +169,7 @@ def test_lost_failures_do_not_open_what_may_not_open():
 
 
 def test_tiers_are_shed_in_order():
-    w = World().healthy()
+    w = Shared().healthy()
     w.run(20, 100, lambda r: ("overload" if r.random() < 0.6 else "ok", 0.01))
     share = w.snapshot()["shed_probability"]
     shed = [0, 0, 0]
