@@ -180,6 +180,17 @@ def gwcore(
     return [sys.executable, "-m", "gwcore", "run", "-c", str(file)]
 
 
+def nginx(directory: Path, name: str, http: str, workers: int = 1) -> list[str]:
+    """The command of an nginx whose `http` block holds that, beside what every one of them needs; files begin with name."""
+    file = directory / f"{name}.conf"
+    temps = "".join(f"{d}_temp_path {directory}/{name}-{d};" for d in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    file.write_text(
+        f"worker_processes {workers}; daemon off; error_log {directory}/{name}.err; pid {directory}/{name}.pid; events {{ worker_connections 9000; }}\n"
+        f"http {{ access_log off; {temps} {http} }}\n"
+    )
+    return ["nginx", "-c", str(file)]
+
+
 def admin_of(command: list[str]) -> str:
     """The admin address of a `gwcore` command."""
     return Path(command[-1]).read_text().split('admin: {address: "')[1].split('"')[0]

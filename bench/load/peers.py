@@ -15,19 +15,18 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from bench.load import common
 from bench.load.common import BODY, Server, free_port, gwcore, measure, need
 
 
 def nginx(tmp: Path, port: int, upstream: int) -> list[str]:
-    file = tmp / f"nginx-{port}.conf"
-    temps = "".join(f"{d}_temp_path {tmp}/{port}-{d};" for d in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-    file.write_text(
-        f"worker_processes 1; daemon off; error_log {tmp}/nginx.err; pid {tmp}/nginx-{port}.pid; events {{ worker_connections 9000; }}\n"
-        f"http {{ access_log off; keepalive_requests 100000000; {temps} upstream be {{ server 127.0.0.1:{upstream}; keepalive 512; keepalive_requests 100000000; }}\n"
+    return common.nginx(
+        tmp,
+        f"nginx-{port}",
+        f"keepalive_requests 100000000; upstream be {{ server 127.0.0.1:{upstream}; keepalive 512; keepalive_requests 100000000; }}\n"
         f"server {{ listen 127.0.0.1:{port} reuseport backlog=4096; location = /proxy {{ add_header X-Gateway nginx; return 200 'OK'; }}\n"
-        'location / { proxy_pass http://be; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; } } }\n'
+        'location / { proxy_pass http://be; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; } }',
     )
-    return ["nginx", "-c", str(file)]
 
 
 def haproxy(tmp: Path, port: int, upstream: int) -> list[str]:
@@ -82,14 +81,11 @@ def go(tmp: Path, port: int, upstream: int) -> list[str]:
 
 def backend_of(tmp: Path, port: int) -> list[str]:
     """nginx as the backend: it answers by itself, faster than any gateway asks."""
-    file = tmp / "backend.conf"
-    temps = "".join(f"{t}_temp_path {tmp}/b-{t};" for t in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-    file.write_text(
-        f"worker_processes 1; daemon off; error_log {tmp}/b.err; pid {tmp}/b.pid; events {{ worker_connections 9000; }}\n"
-        f"http {{ access_log off; keepalive_requests 100000000; {temps} server {{ listen 127.0.0.1:{port} reuseport backlog=4096;"
-        f" location / {{ default_type application/json; return 200 '{BODY}'; }} }} }}\n"
+    return common.nginx(
+        tmp,
+        "backend",
+        f"keepalive_requests 100000000; server {{ listen 127.0.0.1:{port} reuseport backlog=4096; location / {{ default_type application/json; return 200 '{BODY}'; }} }}",
     )
-    return ["nginx", "-c", str(file)]
 
 
 PEERS = {"nginx": nginx, "haproxy": haproxy, "envoy": envoy, "caddy": caddy, "go": go}

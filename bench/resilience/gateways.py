@@ -5,21 +5,14 @@ gwcore, Envoy, HAProxy and nginx run with two workers or threads, and with their
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.load import common
 from bench.load.common import free_port
-
-LAB = Path(os.environ.get("LAB_VENV", Path.home() / ".lab-venv")) / "bin"  # where lab tools put peers that no distribution has
-
-
-def program(name: str) -> str:
-    """The path of a peer's program; empty when it is not installed."""
-    return shutil.which(name) or shutil.which(name, path=str(LAB)) or ""
 
 
 @dataclass(frozen=True)
@@ -47,16 +40,15 @@ def gwcore(upstream: str) -> Callable[[Path, int, list[str], float], list[str]]:
 def nginx(tmp: Path, port: int, endpoints: list[str], timeout_s: float) -> list[str]:
     """Passive checks as they come: one failure in ten seconds takes a server out for ten. A status counts only when the request may be tried again, so it is,
     once."""
-    file = tmp / f"nginx-{port}.conf"
-    temps = "".join(f"{d}_temp_path {tmp}/{port}-{d};" for d in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
     servers = " ".join(f"server {e};" for e in endpoints)
-    file.write_text(
-        f"worker_processes 2; daemon off; error_log {tmp}/nginx.err; pid {tmp}/nginx-{port}.pid; events {{ worker_connections 4096; }}\n"
-        f"http {{ access_log off; {temps} upstream be {{ zone be 256k; {servers} keepalive 64; }}\n"
+    return common.nginx(
+        tmp,
+        f"nginx-{port}",
+        f"upstream be {{ zone be 256k; {servers} keepalive 64; }}\n"
         f'server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://be; proxy_http_version 1.1; proxy_set_header Connection "";\n'
-        f"proxy_read_timeout {timeout_s:g}s; proxy_next_upstream error timeout http_500 http_502 http_503 http_504; proxy_next_upstream_tries 2; }} }} }}\n"
+        f"proxy_read_timeout {timeout_s:g}s; proxy_next_upstream error timeout http_500 http_502 http_503 http_504; proxy_next_upstream_tries 2; }} }}",
+        workers=2,
     )
-    return [program("nginx"), "-c", str(file)]
 
 
 def haproxy(tmp: Path, port: int, endpoints: list[str], timeout_s: float) -> list[str]:
@@ -68,7 +60,7 @@ def haproxy(tmp: Path, port: int, endpoints: list[str], timeout_s: float) -> lis
         f"frontend f\n  bind 127.0.0.1:{port}\n  default_backend b\nbackend b\n  option httpchk GET /healthz\n"
         f"  default-server check inter 2s fall 3 rise 2 observe layer7 error-limit 10 on-error mark-down\n{servers}"
     )
-    return [program("haproxy"), "-f", str(file)]
+    return ["haproxy", "-f", str(file)]
 
 
 def envoy(tmp: Path, port: int, endpoints: list[str], timeout_s: float) -> list[str]:
@@ -93,7 +85,7 @@ def envoy(tmp: Path, port: int, endpoints: list[str], timeout_s: float) -> list[
     circuit_breakers: {{thresholds: [{{}}]}}
     load_assignment: {{cluster_name: be, endpoints: [{{lb_endpoints: [{hosts}]}}]}}
 """)
-    return [program("envoy"), "-c", str(file), "--concurrency", "2", "-l", "error", "--disable-hot-restart"]
+    return ["envoy", "-c", str(file), "--concurrency", "2", "-l", "error", "--disable-hot-restart"]
 
 
 RETRY = ", retry: {on: [connect, stale, reset, timeout], statuses: [500, 502, 503, 504]}"
@@ -117,4 +109,4 @@ SETTINGS = {
 
 def installed(names: list[str]) -> list[Setting]:
     """Those of the names whose program is there."""
-    return [s for name, s in SETTINGS.items() if name in names and (not s.program or program(s.program))]
+    return [s for name, s in SETTINGS.items() if name in names and (not s.program or shutil.which(s.program))]

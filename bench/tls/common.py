@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from bench.load import common
 from bench.load.common import Server, cpu_seconds, free_port, pin
 
 
@@ -60,15 +61,13 @@ def gwcore(
 
 
 def nginx(directory: Path, port: int, pair: Pair) -> list[str]:
-    file = directory / f"nginx-{port}.conf"
-    temps = "".join(f"{d}_temp_path {directory}/{port}-{d};" for d in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-    file.write_text(
-        f"worker_processes 1; daemon off; error_log {directory}/nginx.err; pid {directory}/nginx-{port}.pid; events {{ worker_connections 9000; }}\n"
-        f"http {{ access_log off; keepalive_requests 100000000; keepalive_timeout 1h; {temps} server {{ listen 127.0.0.1:{port} ssl reuseport backlog=4096;\n"
+    return common.nginx(
+        directory,
+        f"nginx-{port}",
+        f"keepalive_requests 100000000; keepalive_timeout 1h; server {{ listen 127.0.0.1:{port} ssl reuseport backlog=4096;\n"
         f"ssl_certificate {pair.cert}; ssl_certificate_key {pair.key}; ssl_protocols TLSv1.3; ssl_session_cache shared:s:10m;\n"
-        "location / { add_header X-Gateway nginx; return 200 'OK'; } } }\n"
+        "location / { add_header X-Gateway nginx; return 200 'OK'; } }",
     )
-    return ["nginx", "-c", str(file)]
 
 
 def haproxy(directory: Path, port: int, pair: Pair) -> list[str]:
