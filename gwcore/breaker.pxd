@@ -1,4 +1,4 @@
-# Level 3. The public breaker is the same code as the data plane's: its nogil core stands in _speedups/breaker_core.pxd.
+# Level 5. The public breaker is the same code as the data plane's: its nogil core stands in _speedups/breaker_core.pxd.
 from gwcore._speedups.breaker_core cimport (
     BRK_ADMITTED, BRK_OPEN, BRK_REFUSED_OPEN, BRK_REFUSED_PROBES, BRK_REFUSED_RAMP, BRK_REFUSED_SHED, BreakerCore,
     BreakerRules, FORCE_CLOSED, FORCE_NONE, FORCE_OPEN, OUTCOME_CANCEL, OUTCOME_FAILURE, OUTCOME_PRESSURE,

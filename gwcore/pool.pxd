@@ -1,4 +1,4 @@
-# Level 2. Upstream connections as places in a pool. The pool does no I/O and reads no clock: it says what to do.
+# Level 5. Upstream connections as places in a pool. The pool does no I/O and reads no clock: it says what to do.
 #   pool_acquire -> POOL_REUSE (an item) | POOL_CONNECT (open one) | POOL_FULL (wait in the WaitQueue)
 from gwcore._speedups.types cimport Link, uint32_t, uint64_t
 

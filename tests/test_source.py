@@ -79,9 +79,10 @@ LEVELS = {
     "ends": 12,
     "tunnel": 13,
     "relay": 14,
-    "exchange": 15,
-    "reactor": 16,
-    "plane": 17,
+    "begin": 15,
+    "exchange": 16,
+    "reactor": 17,
+    "plane": 18,
     "early": 9,
     "greet": 13,
     "handshake": 8,
@@ -105,6 +106,12 @@ def test_layers_cimports_go_strictly_down():
         for module in re.findall(r"(?m)^\s*from gwcore\.(?:_speedups\.)?(\w+) cimport", code(path)):
             if module != path.stem:
                 assert LEVELS[module] < own, f"{path.relative_to(ROOT)} (level {own}) cimports {module} (level {LEVELS[module]})"
+
+
+def test_a_pxd_names_its_level():
+    for path in sources():
+        named = re.match(r"# Level (\d+)\.", path.read_text())
+        assert named is None or int(named[1]) == LEVELS[path.stem], path.relative_to(ROOT)
 
 
 def test_no_textual_includes():

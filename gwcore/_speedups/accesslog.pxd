@@ -1,4 +1,4 @@
-# Level 6. One JSON line per request, written into the worker's ring.
+# Level 11. One JSON line per request, written into the worker's ring.
 from gwcore._speedups.conn cimport Conn, Worker
 from gwcore._speedups.story cimport Exchange
 

@@ -1,4 +1,4 @@
-# Level 6. Answers that the gateway makes itself: errors as problem+json (RFC 9457, 9209), prepared answers of routes.
+# Level 11. Answers that the gateway makes itself: errors as problem+json (RFC 9457, 9209), prepared answers of routes.
 from gwcore._speedups.conn cimport Worker
 from gwcore._speedups.outlist cimport OutList
 from gwcore._speedups.plan cimport PlanHead, Route

@@ -1,4 +1,4 @@
-# Level 6. One attempt at an upstream: endpoint, connection; taking and giving back. No verdict about the request is made here.
+# Level 11. One attempt at an upstream: endpoint, connection; taking and giving back. No verdict about the request is made here.
 from gwcore._speedups.conn cimport Conn, Worker
 from gwcore._speedups.story cimport Exchange
 from gwcore._speedups.upstream cimport Upstream

@@ -1,4 +1,4 @@
-# Level 6. Bodies from one framing into another: slices in, slices out.
+# Level 11. Bodies from one framing into another: slices in, slices out.
 from gwcore._speedups.conn cimport Worker
 from gwcore._speedups.outlist cimport OutList
 from gwcore._speedups.story cimport Exchange

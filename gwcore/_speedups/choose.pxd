@@ -1,4 +1,4 @@
-# Level 7. What a request chooses, once its route is known; and what the router asks of its head.
+# Level 11. What a request chooses, once its route is known; and what the router asks of its head.
 from gwcore._speedups.conn cimport Worker
 from gwcore._speedups.head cimport Head
 from gwcore._speedups.plan cimport PlanHead, Route, Target, UpstreamSpec

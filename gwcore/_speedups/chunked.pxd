@@ -1,4 +1,4 @@
-# Level 3. The chunked coding, decoded strictly: a state per body, slices out, nothing copied.
+# Level 5. The chunked coding, decoded strictly: a state per body, slices out, nothing copied.
 from gwcore._speedups.types cimport size_t, uint32_t, uint64_t
 from libc.stdint cimport uint8_t, uint16_t
 

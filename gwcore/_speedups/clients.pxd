@@ -1,4 +1,4 @@
-# Level 3. How many connections each client address holds, over all workers: for limits.connections_per_client.
+# Level 5. How many connections each client address holds, over all workers: for limits.connections_per_client.
 from gwcore._speedups.shm cimport Lane, Segment_
 from gwcore._speedups.types cimport uint32_t
 from libc.stdint cimport uint8_t

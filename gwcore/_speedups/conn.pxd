@@ -1,4 +1,4 @@
-# Level 4. One TCP connection of either side, and the worker context that everything above works in.
+# Level 7. One TCP connection of either side, and the worker context that everything above works in.
 from gwcore._speedups.buffer cimport Buf, BufPool, ByteQueue
 from gwcore._speedups.copenssl cimport SSL_CTX
 from gwcore._speedups.handshakes cimport Crew

@@ -1,4 +1,4 @@
-# Level 6. A connection to an endpoint: made, kept in its pool, closed; with or without a request that waits for it.
+# Level 10. A connection to an endpoint: made, kept in its pool, closed; with or without a request that waits for it.
 from gwcore._speedups.conn cimport Conn, Worker
 from gwcore._speedups.types cimport uint64_t
 from gwcore._speedups.upstream cimport Endpoint

@@ -1,4 +1,4 @@
-# Level 7. Requests in early data (TLS 1.3, RFC 8470): how they are read, and which may be.
+# Level 9. Requests in early data (TLS 1.3, RFC 8470): how they are read, and which may be.
 from gwcore._speedups.conn cimport Conn, Worker
 from gwcore._speedups.head cimport Head
 

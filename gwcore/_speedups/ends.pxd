@@ -1,4 +1,4 @@
-# Level 7. How exchanges and client connections end, in whatever phase.
+# Level 12. How exchanges and client connections end, in whatever phase.
 from gwcore._speedups.conn cimport Conn, Worker
 from gwcore._speedups.story cimport Exchange
 from gwcore._speedups.types cimport uint32_t

@@ -1,8 +1,7 @@
-# Level 9. What happens on an event of a client or an upstream connection.
+# Level 16. What happens on an event of a client or an upstream connection.
 from gwcore._speedups.conn cimport Conn, Worker
 from gwcore._speedups.upstream cimport Upstream
 
-cdef void client_input(Worker *w, Conn *c) noexcept nogil
 cdef void client_timeout(Worker *w, Conn *c) noexcept nogil
 cdef void client_event(Worker *w, Conn *c) noexcept nogil
 cdef void upstream_event(Worker *w, Conn *c) noexcept nogil

@@ -1,4 +1,4 @@
-# Level 6. What is sent on: request and response heads written from what was parsed, as slices of the buffer they came in.
+# Level 11. What is sent on: request and response heads written from what was parsed, as slices of the buffer they came in.
 from gwcore._speedups.conn cimport Worker
 from gwcore._speedups.head cimport Head
 from gwcore._speedups.outlist cimport OutList

@@ -1,4 +1,4 @@
-# Level 10. How a TLS connection begins, until its handshake is over.
+# Level 13. How a TLS connection begins, until its handshake is over.
 from gwcore._speedups.conn cimport Conn, Worker
 
 cdef enum:

@@ -1,4 +1,4 @@
-# Level 6. The handshake of a client connection.
+# Level 8. The handshake of a client connection.
 from gwcore._speedups.conn cimport Conn, Worker
 from gwcore._speedups.handshakes cimport Step
 

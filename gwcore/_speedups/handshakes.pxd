@@ -1,4 +1,4 @@
-# Level 3. Threads that run the steps of TLS handshakes, so that private-key work stops no request. They never touch Python.
+# Level 5. Threads that run the steps of TLS handshakes, so that private-key work stops no request. They never touch Python.
 from gwcore._speedups.tls cimport Tls
 from gwcore._speedups.types cimport size_t, uint32_t, uint64_t
 

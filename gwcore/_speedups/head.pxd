@@ -1,4 +1,4 @@
-# Level 3. One message head, parsed by llhttp into offsets: nothing is copied.
+# Level 5. One message head, parsed by llhttp into offsets: nothing is copied.
 from gwcore._speedups.cllhttp cimport llhttp_t
 from gwcore._speedups.types cimport size_t, uint32_t, uint64_t
 from libc.stdint cimport int64_t, uint8_t, uint16_t

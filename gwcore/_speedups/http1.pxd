@@ -1,4 +1,4 @@
-# Level 3. HTTP/1 messages: what a parsed head means, strictly (RFC 9112); framing; what may pass on.
+# Level 7. HTTP/1 messages: what a parsed head means, strictly (RFC 9112); framing; what may pass on.
 from gwcore._speedups.head cimport Head
 from gwcore._speedups.types cimport size_t, uint64_t
 from libc.stdint cimport int64_t

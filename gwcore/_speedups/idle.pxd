@@ -1,4 +1,4 @@
-# Level 4. How long an upstream connection may idle.
+# Level 7. How long an upstream connection may idle.
 from gwcore._speedups.types cimport uint64_t
 from gwcore.pool cimport PoolItem
 

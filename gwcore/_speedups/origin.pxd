@@ -1,4 +1,4 @@
-# Level 5. Who a request comes from, when trusted proxies stand between; and what is told of it to the next.
+# Level 8. Who a request comes from, when trusted proxies stand between; and what is told of it to the next.
 from gwcore._speedups.conn cimport Conn
 from gwcore._speedups.head cimport Head
 from gwcore._speedups.outlist cimport OutList

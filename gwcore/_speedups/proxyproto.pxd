@@ -1,4 +1,4 @@
-# Level 5. The PROXY protocol, versions 1 and 2 (haproxy.org, proxy-protocol.txt): who is behind a connection, told in its first bytes.
+# Level 8. The PROXY protocol, versions 1 and 2 (haproxy.org, proxy-protocol.txt): who is behind a connection, told in its first bytes.
 from gwcore._speedups.conn cimport Conn
 from gwcore._speedups.outlist cimport OutList
 from gwcore._speedups.types cimport size_t

@@ -1,4 +1,4 @@
-# Level 8. Between client and upstream: attempts, bodies in both directions, back-pressure.
+# Level 14. Between client and upstream: attempts, bodies in both directions, back-pressure.
 from gwcore._speedups.conn cimport Worker
 from gwcore._speedups.story cimport Exchange
 from gwcore._speedups.types cimport uint64_t

@@ -1,4 +1,4 @@
-# Level 2. Which route a request takes. Cost grows with the depth of the path, not with the number of routes.
+# Level 5. Which route a request takes. Cost grows with the depth of the path, not with the number of routes.
 from gwcore._speedups.plan cimport PlanHead, Route
 from gwcore._speedups.regex cimport Regex
 from gwcore._speedups.types cimport size_t, uint32_t, uint64_t

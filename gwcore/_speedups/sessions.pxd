@@ -1,4 +1,4 @@
-# Level 3. Sessions that the gateway keeps for its clients (TLS 1.2 by id, TLS 1.3 as PSK), and letters about them to who asks Redis.
+# Level 5. Sessions that the gateway keeps for its clients (TLS 1.2 by id, TLS 1.3 as PSK), and letters about them to who asks Redis.
 from gwcore._speedups.copenssl cimport SSL, SSL_SESSION
 from gwcore._speedups.shm cimport TlsCell
 from gwcore._speedups.store cimport Store

@@ -1,4 +1,4 @@
-# Level 5. Pipes through which large bodies move from socket to socket without passing through this process.
+# Level 8. Pipes through which large bodies move from socket to socket without passing through this process.
 from gwcore._speedups.conn cimport Conn, Worker
 from gwcore._speedups.types cimport size_t, uint32_t, uint64_t
 

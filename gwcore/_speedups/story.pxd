@@ -1,4 +1,4 @@
-# Level 5. What is known of one request and its answer. Owned by exchange.pyx; forward, answer and accesslog read it.
+# Level 9. What is known of one request and its answer. Owned by exchange.pyx; forward, answer and accesslog read it.
 from gwcore._speedups.breaker_core cimport PermitRef
 from gwcore._speedups.buffer cimport Buf, ByteQueue
 from gwcore._speedups.chunked cimport Chunked

@@ -1,4 +1,4 @@
-# Level 3. Session tickets: the keys are the gateway's own, in the shared segment.
+# Level 5. Session tickets: the keys are the gateway's own, in the shared segment.
 from gwcore._speedups.copenssl cimport SSL_CTX
 from gwcore._speedups.shm cimport TicketRing, TlsCell
 

@@ -1,4 +1,4 @@
-# Level 4. The TLS side of an upstream: how its endpoints are verified and what we show them.
+# Level 6. The TLS side of an upstream: how its endpoints are verified and what we show them.
 from gwcore._speedups.copenssl cimport SSL_CTX, SSL_SESSION
 from gwcore._speedups.plan cimport EndpointSpec, PlanHead
 from gwcore._speedups.tls cimport Tls, TlsIo

@@ -1,4 +1,4 @@
-# Level 3. What contexts of listeners and of upstreams have in common.
+# Level 5. What contexts of listeners and of upstreams have in common.
 from gwcore._speedups.copenssl cimport SSL_CTX
 from gwcore._speedups.plan cimport CertSpec, PlanHead, Str, TlsRules
 from gwcore._speedups.types cimport size_t

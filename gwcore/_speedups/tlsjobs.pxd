@@ -1,4 +1,4 @@
-# Level 3. Handshakes that wait for an asynchronous provider or engine (OpenSSL's ASYNC_JOB, SSL_MODE_ASYNC).
+# Level 5. Handshakes that wait for an asynchronous provider or engine (OpenSSL's ASYNC_JOB, SSL_MODE_ASYNC).
 from gwcore._speedups.tls cimport Tls, TlsIo
 from gwcore._speedups.types cimport uint32_t, uint64_t
 

@@ -1,4 +1,4 @@
-# Level 4. The TLS side of a listener: its contexts, one for each set of certificates, and how one is chosen by the client's server name.
+# Level 6. The TLS side of a listener: its contexts, one for each set of certificates, and how one is chosen by the client's server name.
 from gwcore._speedups.copenssl cimport SSL_CTX
 from gwcore._speedups.plan cimport PlanHead, TlsSpec
 from gwcore._speedups.sessions cimport SessionUse

@@ -1,4 +1,4 @@
-# Level 5. Trailer fields: kept while they come, passed on when the route wants them, and then only those that change no message.
+# Level 8. Trailer fields: kept while they come, passed on when the route wants them, and then only those that change no message.
 from gwcore._speedups.buffer cimport Buf, BufPool
 from gwcore._speedups.outlist cimport OutList
 from gwcore._speedups.plan cimport Array, PlanHead

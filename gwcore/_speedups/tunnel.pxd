@@ -1,4 +1,4 @@
-# Level 9. A connection that became another protocol: bytes both ways until both ends have finished.
+# Level 13. A connection that became another protocol: bytes both ways until both ends have finished.
 from gwcore._speedups.conn cimport Conn, Worker
 from gwcore._speedups.head cimport Head
 from gwcore._speedups.story cimport Exchange

@@ -1,4 +1,4 @@
-# Level 4. What a worker keeps of an upstream between plans: endpoints with their pools, the queue, the balancer's state.
+# Level 8. What a worker keeps of an upstream between plans: endpoints with their pools, the queue, the balancer's state.
 from gwcore._speedups.breaker_cell cimport BreakerView
 from gwcore._speedups.budget cimport Budget
 from gwcore._speedups.plan cimport EndpointSpec, PlanHead, UpstreamSpec

@@ -1,4 +1,4 @@
-# Level 7. pool.min_idle: connections made ahead of need.
+# Level 11. pool.min_idle: connections made ahead of need.
 from gwcore._speedups.conn cimport Conn, Worker
 from gwcore._speedups.upstream cimport Upstream
 
