@@ -5,7 +5,7 @@ from libc.string cimport memcpy, strlen
 
 from gwcore._speedups.buffer cimport buf_bytes
 from gwcore._speedups.address cimport address_text
-from gwcore._speedups.conn cimport Conn, Worker
+from gwcore._speedups.conn cimport SINK_REFRESH, Conn, Worker
 from gwcore._speedups.explain cimport explain_breaker
 from gwcore._speedups.fields cimport METHODS, METHOD_SIZE
 from gwcore._speedups.plan cimport plan_text
@@ -204,6 +204,8 @@ cdef void log_exchange(Worker *w, const Exchange *x) noexcept nogil:
             number(&l, x.retried)
         else:
             word(&l, reason_row(x.first_reason).word)
+    if x.client.sink:
+        word(&l, b'","detached":"refresh' if x.client.sink == SINK_REFRESH else b'","detached":"left')
     if x.budget_empty:
         word(&l, b'","flags":"retry_budget')
     word(&l, b'"}\n')

@@ -7,46 +7,37 @@ from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy
 from gwcore._speedups.accesslog cimport log_refused
 from gwcore._speedups.answer cimport answer_empty, answer_route
-from gwcore._speedups.attempt cimport attempt_release, attempt_take
-from gwcore._speedups.body cimport body_request
-from gwcore._speedups.buffer cimport buf_bytes, buf_give, queue_clear
-from gwcore._speedups.choose cimport hash_of, head_has, rewrite, target_pick, template_key, upgrade_asked
-from gwcore._speedups.chunked cimport Chunked, chunked_init
+from gwcore._speedups.buffer cimport buf_bytes
+from gwcore._speedups.choose cimport head_has, upgrade_asked
 from gwcore._speedups.cllhttp cimport LLHTTP_REQUEST
 from gwcore._speedups.conn cimport (
-    LOOK_LOG_MS, SCRATCH_BYTES, C_BUSY, C_HEAD, C_IDLE, NEVER_MS, Conn, Worker, conn_again, conn_arm, conn_limit, conn_move, conn_read,
-    conn_rest, conn_send, worker_look,
+    LOOK_LOG_MS, SCRATCH_BYTES, C_HEAD, C_IDLE, Conn, Worker, conn_again, conn_arm, conn_limit, conn_move, conn_read, conn_rest, conn_send,
+    worker_look,
 )
-from gwcore._speedups.deadline cimport limits_find
 from gwcore._speedups.fields cimport BYTE_CLASS, B_TOKEN, M_HEAD, M_OPTIONS, M_TRACE
-from gwcore._speedups.forward cimport exchange_note, forward_request
+from gwcore._speedups.forward cimport exchange_note
 from gwcore._speedups.early cimport early_safe
 from gwcore._speedups.greet cimport greet
 from gwcore._speedups.handshake cimport handshake_due
 from gwcore._speedups.head cimport Head, HeadLimits, head_feed, head_init
-from gwcore._speedups.http1 cimport BODY_CHUNKED, BODY_LENGTH, host_normal, request_check
-from gwcore._speedups.origin cimport origin_find
-from gwcore._speedups.outlist cimport out_reset, out_store
+from gwcore._speedups.http1 cimport BODY_LENGTH, host_normal, request_check
+from gwcore._speedups.outlist cimport out_reset
 from gwcore._speedups.path cimport PATH_PLAIN, path_kind, path_normalise
-from gwcore._speedups.permit cimport permit_refused
-from gwcore._speedups.plan cimport TARGET_RESPOND, PlanHead, Route, plan_trusts, plan_upstream
+from gwcore._speedups.plan cimport TARGET_RESPOND, plan_trusts
 from gwcore._speedups.pressure cimport pressure_refuses
 from gwcore._speedups.proxyproto cimport ProxyPeer, proxy_parse
 from gwcore._speedups.reasons cimport (
-    R_BAD_PATH, R_BODY_TOO_LARGE, R_BUFFER_LIMIT, R_CLIENT_CLOSED, R_DEADLINE, R_METHOD_NOT_ALLOWED, R_MISDIRECTED, R_NO_ROUTE, R_OVERLOAD,
-    R_TOO_EARLY, reason_row,
+    R_BAD_PATH, R_BODY_TOO_LARGE, R_BUFFER_LIMIT, R_CLIENT_CLOSED, R_METHOD_NOT_ALLOWED, R_MISDIRECTED, R_NO_ROUTE, R_OVERLOAD,
+    R_TOO_EARLY,
 )
+from gwcore._speedups.proxy cimport begin_proxy, begin_refuse, exchange_new
 from gwcore._speedups.ring cimport ring_room
 from gwcore._speedups.router cimport RouteQuery, router_find
-from gwcore._speedups.slab cimport slab_take
-from gwcore._speedups.story cimport REQ_DISCARD, REQ_STREAM, Exchange, deadline_over
+from gwcore._speedups.story cimport REQ_DISCARD, REQ_STREAM, Exchange
 from gwcore._speedups.tls cimport tls_is_early
 from gwcore._speedups.tlsserver cimport server_owns
 from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL, RC_OK, link_append, link_drop
-from gwcore._speedups.upstream cimport Upstream
-from gwcore.pool cimport CLOSE_STALE
-from gwcore._speedups.ends cimport answered, client_admit, client_end, exchange_fail, head_refuse, proxy_refuse
-from gwcore._speedups.relay cimport dispatched, replay_keep, sent
+from gwcore._speedups.ends cimport answered, client_admit, client_end, head_refuse, proxy_refuse
 
 cdef enum:
     LOG_ROOM = 1 << 18       # of the ring: what requests under way may still need
@@ -155,39 +146,6 @@ cdef void client_head(Worker *w, Conn *c, const char *at, size_t size, size_t be
         conn_again(w, c)
 
 
-cdef Exchange *exchange_new(Worker *w, Conn *c, const Head *h) noexcept nogil:
-    cdef Exchange *x = <Exchange *>slab_take(&w.exchanges)
-    if x == NULL:
-        return NULL
-    conn_move(w, c, C_BUSY)
-    conn_arm(w, c, w.now_ms + NEVER_MS)
-    c.requests += 1
-    c.exchange = x
-    x.client = c
-    x.plan = w.plan
-    x.plan.refs += 1
-    origin_find(w.plan.head, c, h, &x.origin)
-    x.start_us = w.now_us
-    x.method = h.method
-    x.http10 = h.http10
-    x.te_trailers = h.te_trailers
-    x.tier = 1
-    x.keep_alive = h.keep_alive and not w.draining and c.requests < w.plan.head.requests_per_connection \
-        and w.now_ms - c.opened_ms < <uint64_t>w.plan.head.connection_age_ms * (900 + c.item.slot * 37 % 201) // 1000    # spread by 10 %
-    if h.chunked:
-        x.request_kind = BODY_CHUNKED
-        x.request_body = REQ_STREAM
-        chunked_init(&x.request_chunks, w.plan.head.chunk_ext_bytes, w.plan.head.trailer_bytes)
-    elif h.has_length and h.length:
-        x.request_kind = BODY_LENGTH
-        x.request_body = REQ_STREAM
-        x.request_left = <uint64_t>h.length
-    x.expects_continue = h.expects_continue and x.request_body == REQ_STREAM
-    x.body_since_ms = w.now_ms
-    w.lane.worker.exchanges += 1
-    return x
-
-
 cdef void exchange_begin(Worker *w, Conn *c, const char *at, size_t size) noexcept nogil:
     """A whole head is in w.request; at[:size] holds it and what came behind it."""
     cdef Head *h = &w.request
@@ -259,11 +217,6 @@ cdef void exchange_begin(Worker *w, Conn *c, const char *at, size_t size) noexce
         begin_proxy(w, x, at, size, path, path_len)
 
 
-cdef void begin_refuse(Worker *w, Exchange *x, const char *at, size_t size, int reason) noexcept nogil:
-    conn_rest(w, x.client, at + w.request.size, size - w.request.size)
-    exchange_fail(w, x, reason, reason_row(reason).side == 0 and reason != R_TOO_EARLY)      # the client is to ask again here
-
-
 cdef void begin_answer(Worker *w, Exchange *x, const char *at, size_t size) noexcept nogil:
     """The route answers by itself."""
     if x.expects_continue:
@@ -289,74 +242,3 @@ cdef void begin_final(Worker *w, Exchange *x, const char *at, size_t size) noexc
     out_reset(&w.out)
     answer_empty(w, &w.out, x.plan.head, not x.keep_alive, x.http10)
     own_answer(w, x, 204, at, size)
-
-
-cdef void begin_proxy(Worker *w, Exchange *x, const char *at, size_t size, const char *path, size_t path_len) noexcept nogil:
-    """Choose the upstream, take a connection, and send head and what is there of the body in one go."""
-    cdef Head *h = &w.request
-    cdef const PlanHead *p = x.plan.head
-    cdef const Route *r = x.route
-    cdef size_t used
-    cdef uint64_t left, seen, bytes_in
-    cdef uint8_t body
-    cdef Chunked chunks
-    cdef int rc, head_rc
-    limits_find(w, x, h, x.client.trusted)
-    if deadline_over(w, x):
-        begin_refuse(w, x, at, size, R_DEADLINE)
-        return
-    x.hash_target = target_pick(w, p, r).upstream
-    x.upstream = <Upstream *>x.plan.upstreams[x.hash_target]
-    x.idempotent = h.has_key or x.upstream.retry_methods >> h.method & 1
-    x.hash = hash_of(w, x, h, plan_upstream(p, x.hash_target))
-    if plan_upstream(p, x.hash_target).template_:
-        x.pool_key = template_key(w, x, h, plan_upstream(p, x.hash_target))
-    if r.rewrites:
-        rc = rewrite(w, r, p, &path, &path_len)
-        if rc:
-            begin_refuse(w, x, at, size, rc)
-            return
-    while True:
-        rc = attempt_take(w, x)
-        if rc == RC_FAIL and permit_refused(x):
-            begin_refuse(w, x, at, size, x.reason)
-            return
-        out_reset(&w.out)
-        head_rc = forward_request(w, x, h, &w.out, path, path_len)
-        if head_rc:
-            begin_refuse(w, x, at, size, head_rc)
-            return
-        if rc != RC_OK or x.expects_continue or (x.upstream.proxy_protocol and not x.reused):
-            break
-        # a reused connection: everything that is there goes out now
-        left, seen, bytes_in, body, chunks = x.request_left, x.body_seen, x.bytes_in, x.request_body, x.request_chunks
-        used = 0
-        if x.request_body == REQ_STREAM and size > h.size:
-            if body_request(w, x, at + h.size, size - h.size, &w.out, &used) == RC_FAIL:
-                conn_rest(w, x.client, at + size, 0)
-                exchange_fail(w, x, x.reason, True)
-                return
-        x.replay_lost = not x.idempotent
-        replay_keep(w, x)
-        rc = conn_send(w, x.up, &w.out)
-        if rc == RC_FAIL and not x.up.cut:   # closed while idle; nothing was sent, so any request may go elsewhere
-            queue_clear(&w.bufs, &x.replay)
-            x.request_left, x.body_seen, x.bytes_in, x.request_body, x.request_chunks = left, seen, bytes_in, body, chunks
-            buf_give(&w.bufs, x.request_trailers)
-            x.request_trailers = NULL
-            x.replay_lost = 0
-            x.attempts = 0
-            x.upstream.cell.firsts -= 1      # it was none
-            attempt_release(w, x, False, CLOSE_STALE)
-            continue
-        conn_rest(w, x.client, at + h.size + used, size - h.size - used)
-        sent(w, x)
-        return
-    if out_store(&w.bufs, &w.out, &x.replay) != RC_OK:
-        begin_refuse(w, x, at, size, R_BUFFER_LIMIT)
-        return
-    out_reset(&w.out)
-    if conn_rest(w, x.client, at + h.size, size - h.size) != RC_OK:
-        exchange_fail(w, x, R_BUFFER_LIMIT, True)
-        return
-    dispatched(w, x, rc)

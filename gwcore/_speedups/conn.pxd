@@ -32,6 +32,11 @@ cdef enum:
 cdef enum TimerKind: TIMER_CLIENT, TIMER_UPSTREAM, TIMER_WORKER, TIMER_PULSE
 cdef enum Side: CONN_CLIENT, CONN_UPSTREAM, CONN_LISTENER, CONN_CLOCK, CONN_CREW, CONN_JOB, CONN_ORPHAN
 
+cdef enum Sink:              # a client connection without a socket: what it is for (see detached.pyx)
+    SINK_NONE
+    SINK_REFRESH             # an answer is fetched anew for those who ask later
+    SINK_LEFT                # its client was answered otherwise meanwhile
+
 cdef enum ConnState:
     C_FREE
     # client side
@@ -85,6 +90,8 @@ cdef struct Conn:
     uint8_t counted          # client side: limits.connections_per_client counts it
     uint8_t watched          # the kernel was told of it: its events come
     uint8_t final            # client side: what is sent now is the end, and a FIN follows in this moment: they leave as one segment
+    uint8_t sink             # Sink
+    uint8_t sealed           # of a sink: its client came by TLS
     uint16_t port
     uint8_t peer[16]
     uint32_t linger_left

@@ -79,6 +79,9 @@ cdef int conn_send(Worker *w, Conn *c, OutList *o) noexcept nogil:
     if c.tls.ssl != NULL:
         return sealed_send(w, c, o)
     if c.output.bytes or o.spill.bytes or not c.writable:
+        if c.sink:
+            out_reset(o)
+            return RC_OK
         rc = out_store(&w.bufs, o, &c.output)
         out_reset(o)
         if rc != RC_OK:
@@ -474,7 +477,8 @@ cdef void tls_drop(Worker *w, Conn *c) noexcept nogil:
 # ---- life ---------------------------------------------------------------------------------------------------------
 
 cdef Conn *conn_open(Worker *w, int side, int fd) noexcept nogil:
-    """A connection object for fd; NULL (fd still the caller's) when memory is out. Owns fd from here on."""
+    """A connection object for fd; NULL (fd still the caller's) when memory is out. Owns fd from here on. -1: there is no socket, and the caller
+    says what it is for."""
     cdef Conn *c = <Conn *>slab_take(&w.clients if side == CONN_CLIENT else &w.upstreams)
     if c == NULL:
         return NULL
@@ -487,9 +491,9 @@ cdef Conn *conn_open(Worker *w, int side, int fd) noexcept nogil:
     c.idle.owner = c.item.slot
     link_init(&c.run.link)
     c.run.owner = c.item.slot
-    w.fds += 1
+    w.fds += fd >= 0
     if side == CONN_CLIENT:
-        w.lane.worker.connections += 1
+        w.lane.worker.connections += fd >= 0
     else:
         w.lane.worker.upstream_connections += 1
     return c
@@ -527,15 +531,14 @@ cdef void conn_close(Worker *w, Conn *c) noexcept nogil:
     link_drop(&c.run.link)
     if c.fd >= 0:
         close(c.fd)                          # leaves epoll by itself
-        c.fd = -1
+        w.fds -= 1
     buf_give(&w.bufs, c.input)
     c.input = NULL
     queue_clear(&w.bufs, &c.output)
-    w.fds -= 1
     if c.side == CONN_CLIENT:
         if c.counted:
             client_leave(w.segment, w.lane, c.peer, c.family)
-        w.lane.worker.connections -= 1
+        w.lane.worker.connections -= c.fd >= 0
         slab_give(&w.clients, c)
     else:
         w.lane.worker.upstream_connections -= 1

@@ -64,21 +64,10 @@ cdef void exchange_move(Worker *w, Exchange *x, int to) noexcept nogil:
 
 # ---- ends ---------------------------------------------------------------------------------------------------------
 
-cdef void exchange_end(Worker *w, Exchange *x) noexcept nogil:
-    """The one exit: count, log, give everything back. The client connection stays, without an exchange."""
+cdef void exchange_count(Worker *w, const Exchange *x, uint64_t us) noexcept nogil:
+    """A client's request is over, after us."""
     cdef RouteCell *cell
-    cdef uint64_t us
-    cdef int group
-    if not x.item.live:
-        return
-    queue_leave(w, x)
-    wait_over(w, x)
-    permit_cancel(w, x)
-    admission_end(w, x)
-    if x.up != NULL:
-        attempt_release(w, x, False, CLOSE_TUNNEL if x.phase == X_TUNNEL else CLOSE_ABORTED)
-    group = x.status // 100 if 100 <= x.status < 600 and x.reason != R_CLIENT_CLOSED else 0
-    us = w.now_us - x.start_us
+    cdef int group = x.status // 100 if 100 <= x.status < 600 and x.reason != R_CLIENT_CLOSED else 0
     if x.route != NULL or x.phase == X_TUNNEL:
         cell = &w.lane.routes[x.route.slot if x.route != NULL else x.route_slot]
         cell.requests[group] += 1
@@ -89,13 +78,31 @@ cdef void exchange_end(Worker *w, Exchange *x) noexcept nogil:
         else:
             cell.sum_us += us
             cell.seconds[histogram_cell(us)] += 1
-    if x.upstream != NULL or x.reason == R_OVERLOAD:
-        admission_count(w, x, us if x.phase != X_TUNNEL else 0)
     w.lane.worker.requests += 1
     w.lane.worker.bytes_in += x.bytes_in
     w.lane.worker.bytes_out += x.bytes_out
     if x.reason:
         w.lane.reasons[x.reason] += 1
+
+
+cdef void exchange_end(Worker *w, Exchange *x) noexcept nogil:
+    """The one exit: count, log, give everything back. The client connection stays, without an exchange."""
+    cdef uint64_t us
+    if not x.item.live:
+        return
+    queue_leave(w, x)
+    wait_over(w, x)
+    permit_cancel(w, x)
+    admission_end(w, x)
+    if x.up != NULL:
+        attempt_release(w, x, False, CLOSE_TUNNEL if x.phase == X_TUNNEL else CLOSE_ABORTED)
+    us = w.now_us - x.start_us
+    if x.client.sink:
+        w.lane.worker.detached += 1
+    else:
+        exchange_count(w, x, us)
+    if x.upstream != NULL or x.reason == R_OVERLOAD:
+        admission_count(w, x, us if x.phase != X_TUNNEL else 0)
     if w.ring != NULL:
         log_exchange(w, x)
     if x.replay.bytes:
@@ -131,7 +138,7 @@ cdef void client_end(Worker *w, Conn *c, bint abort) noexcept nogil:
 cdef void client_linger(Worker *w, Conn *c) noexcept nogil:
     """The answer is out: shut down our side, read and drop what still comes for a while, then close. Closing at once with unread bytes
     would send RST, and RST eats the answer."""
-    if c.ended == 2 or c.broken:
+    if c.ended == 2 or c.broken:             # a client without a socket has ended from the beginning
         conn_close(w, c)
         return
     conn_shut(w, c)

@@ -1,4 +1,4 @@
-# Level 16. What happens on an event of a client or an upstream connection.
+# Level 19. What happens on an event of a client or an upstream connection.
 from gwcore._speedups.conn cimport Conn, Worker
 from gwcore._speedups.upstream cimport Upstream
 

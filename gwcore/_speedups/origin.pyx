@@ -132,7 +132,7 @@ cdef void forwarded_lines(const Conn *c, Head *h, OutList *o) noexcept nogil:
     out_copy(o, peer, n)
     out_copy(o, b"\r\n", 2)
     if not proto:
-        if c.tls.ssl != NULL:
+        if c.tls.ssl != NULL or c.sealed:
             out_copy(o, b"X-Forwarded-Proto: https\r\n", 26)
         else:
             out_copy(o, b"X-Forwarded-Proto: http\r\n", 25)
@@ -153,7 +153,7 @@ cdef void forwarded_lines(const Conn *c, Head *h, OutList *o) noexcept nogil:
         else:
             out_copy(o, b"for=", 4)
             out_copy(o, peer, n)
-        if c.tls.ssl != NULL:
+        if c.tls.ssl != NULL or c.sealed:
             out_copy(o, b";proto=https\r\n", 14)
         else:
             out_copy(o, b";proto=http\r\n", 13)

@@ -12,7 +12,8 @@ from gwcore._speedups.buffer cimport bufs_close, bufs_init
 from gwcore._speedups.conn cimport C_IDLE, C_POOLED, LISTENERS_MAX, Conn, LocalPlan, Worker, worker_look
 from gwcore._speedups.connect cimport upstream_close
 from gwcore._speedups.copenssl cimport SSL_CTX, SSL_CTX_free
-from gwcore._speedups.ends cimport client_end
+from gwcore._speedups.detached cimport detached_leave
+from gwcore._speedups.ends cimport client_end, exchange_fail
 from gwcore._speedups.greet cimport unpark
 from gwcore._speedups.handshakes cimport Crew, crew_start, crew_stop
 from gwcore._speedups.histogram cimport histogram_cell
@@ -21,6 +22,7 @@ from gwcore._speedups.reactor cimport (
     Listener, Reactor, clock_arm, listener_add, listener_drop, reactor_clock, reactor_close, reactor_close_idle, reactor_crew, reactor_drain,
     reactor_open,
 )
+from gwcore._speedups.reasons cimport R_DEADLINE
 from gwcore._speedups.regex cimport Regex, regex_compile, regex_free
 from gwcore._speedups.ring cimport ring_close, ring_open, ring_swap_fd
 from gwcore._speedups.sessions cimport Letter, mail_init, mail_take, mail_waits, session_add
@@ -458,6 +460,21 @@ cdef class Plane:
             c = <Conn *>slab_at(s, i)
             if c.item.live and not (c.exchange != NULL and (<Exchange *>c.exchange).phase == X_TUNNEL):
                 client_end(&self.r.w, c, c.exchange != NULL)
+
+    def leave_waiting(self) -> int:
+        """For tests: answer every client that waits for an upstream, whose requests go on without them. How many."""
+        cdef Slab *s = &self.r.w.clients
+        cdef uint32_t i, n = 0
+        cdef Conn *c
+        cdef Exchange *y
+        for i in range(s.made):
+            c = <Conn *>slab_at(s, i)
+            if c.item.live and c.exchange != NULL:
+                y = detached_leave(&self.r.w, <Exchange *>c.exchange)
+                if y != NULL:
+                    exchange_fail(&self.r.w, y, R_DEADLINE, False)
+                    n += 1
+        return n
 
     def counts(self) -> dict:
         """Live objects, for tests that count them back to zero."""

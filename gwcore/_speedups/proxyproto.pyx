@@ -109,8 +109,10 @@ cdef long parse_v1(const char *at, size_t size, ProxyPeer *out) noexcept nogil:
 
 
 cdef void proxy_write(const Conn *client, OutList *o, int version) noexcept nogil:
-    """The header that tells an upstream of this client; where the client has no address (unix), that there is none."""
+    """The header that tells an upstream of this client; where the client has no address (unix), or is not waiting any more, that there is
+    none."""
     cdef sockaddr_storage own
+    cdef int family = 0 if client.sink else client.family
     cdef socklen_t size = sizeof(sockaddr_in6) + 100
     cdef uint8_t to[16]
     cdef uint8_t block[52]
@@ -121,14 +123,14 @@ cdef void proxy_write(const Conn *client, OutList *o, int version) noexcept nogi
     getsockname(client.fd, <sockaddr *>&own, &size)
     address_of(&own, to, &port)
     if version == 1:
-        if client.family == 0:
+        if family == 0:
             out_copy(o, b"PROXY UNKNOWN\r\n", 15)
             return
         # a header names both ends in one family; ours may be the other one behind a balancer of mixed families
-        out_copy(o, b"PROXY TCP4 " if client.family == 4 else b"PROXY TCP6 ", 11)
-        out_copy(o, text, address_text(client.peer, client.family, text))
+        out_copy(o, b"PROXY TCP4 " if family == 4 else b"PROXY TCP6 ", 11)
+        out_copy(o, text, address_text(client.peer, family, text))
         out_copy(o, b" ", 1)
-        out_copy(o, text, address_text(to, client.family, text))
+        out_copy(o, text, address_text(to, family, text))
         out_copy(o, b" ", 1)
         out_number(o, client.port, 10)
         out_copy(o, b" ", 1)
@@ -136,18 +138,18 @@ cdef void proxy_write(const Conn *client, OutList *o, int version) noexcept nogi
         out_copy(o, b"\r\n", 2)
         return
     memcpy(block, SIGNATURE, 12)
-    block[12] = 0x21 if client.family else 0x20
-    block[13] = 0x11 if client.family == 4 else 0x21 if client.family == 6 else 0
+    block[12] = 0x21 if family else 0x20
+    block[13] = 0x11 if family == 4 else 0x21 if family == 6 else 0
     block[14] = 0
-    block[15] = 12 if client.family == 4 else 36 if client.family == 6 else 0
-    if client.family == 4:
+    block[15] = 12 if family == 4 else 36 if family == 6 else 0
+    if family == 4:
         memcpy(block + 16, client.peer + 12, 4)
         memcpy(block + 20, to + 12, 4)
     else:
         memcpy(block + 16, client.peer, 16)
         memcpy(block + 32, to, 16)
     n = 16 + block[15]
-    if client.family:
+    if family:
         block[n - 4], block[n - 3] = client.port >> 8, client.port & 255
         block[n - 2], block[n - 1] = port >> 8, port & 255
     out_copy(o, <const char *>block, n)

@@ -1,4 +1,4 @@
-# Level 17. The event loop of a worker: its own epoll, drained in batches under a time budget.
+# Level 20. The event loop of a worker: its own epoll, drained in batches under a time budget.
 from gwcore._speedups.conn cimport LISTENERS_MAX, Worker
 from gwcore._speedups.handshakes cimport Crew
 from gwcore._speedups.types cimport uint32_t, uint64_t

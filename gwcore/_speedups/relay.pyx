@@ -448,7 +448,7 @@ cdef void response_body_on(Worker *w, Exchange *x, Conn *u, const char *at, size
         if not stalled:                              # bytes that we add to a stalled client are no progress of its own
             conn_arm(w, x.client, w.now_ms + client_write_ms(x))
     elif x.response_kind == BODY_LENGTH and x.plan.head.splice_bytes and x.response_left >= x.plan.head.splice_bytes \
-            and x.client.tls.ssl == NULL and u.tls.ssl == NULL:
+            and x.client.tls.ssl == NULL and u.tls.ssl == NULL and not x.client.sink:
         conn_watch(w, x.client)
         pipe_take(w, &x.pipe)                        # when there is none it goes on by copying
 

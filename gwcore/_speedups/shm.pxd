@@ -93,6 +93,7 @@ cdef struct WorkerCell:
     uint64_t loop_turns
     uint64_t illegal_moves
     uint64_t tunnels_opened
+    uint64_t detached        # exchanges without a client that ended
     uint64_t connections     # gauges from here
     uint64_t exchanges
     uint64_t upstream_connections

@@ -24,6 +24,7 @@ WORKER_COUNTERS = {
     "bytes_in": ("gwcore_received_bytes_total", "Bytes of requests read"),
     "bytes_out": ("gwcore_sent_bytes_total", "Bytes of answers written"),
     "log_dropped": ("gwcore_log_lines_dropped_total", "Access log lines dropped because the ring was full"),
+    "detached": ("gwcore_detached_requests_total", "Requests to upstreams that no client waited for any more, or yet"),
     "tunnels_opened": ("gwcore_tunnels_total", "Connections upgraded to another protocol"),
     "accept_paused": ("gwcore_accept_pauses_total", "Times that accepting stopped for want of descriptors"),
     "shed_idle": ("gwcore_idle_connections_shed_total", "Idle client connections closed to make room"),
