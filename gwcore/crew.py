@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from gwcore.control import Channel
 
 if TYPE_CHECKING:
+    from gwcore._speedups.copystore import CopyStore
     from gwcore._speedups.shm import Segment
     from gwcore.sockets import Listeners
 
@@ -86,6 +87,7 @@ class Crew:
         self.owner, self.spawner, self.segment, self.listeners = owner, spawner, segment, listeners
         self.loop = asyncio.get_running_loop()
         self.slots = [Slot(i) for i in range(listeners.workers)]
+        self.copies: CopyStore | None = None
         self.elders: list[Channel] = []
         self.plan = Plan(0, -1)
         self.addresses: set[str] = set()
@@ -117,6 +119,8 @@ class Crew:
             channel.fileno(),
             lambda: channel.pump(lambda m, _: self.on_message(slot, channel, m), lambda: self.on_gone(slot, channel)),
         )
+        if self.copies is not None:
+            channel.send("copies", [self.copies.fd])
         channel.send("prepare", [self.plan.fd], version=self.plan.version)
 
     def on_message(self, slot: Slot, channel: Channel, message: dict[str, Any]) -> None:
@@ -159,6 +163,8 @@ class Crew:
         channel.close()
         slot.channel = None
         self.segment.retire(slot.number)
+        if self.copies is not None:
+            self.copies.retire(slot.number)
         if slot.verdict is not None and not slot.verdict.done():
             slot.verdict.set_result("")  # its successor starts with what is committed then
         if self.draining:
@@ -239,6 +245,13 @@ class Crew:
         os.close(self.plan.fd)
         self.plan, self.addresses, self.words = plan, set(addresses), words
         self.tell("commit", (), version=plan.version, **words)
+
+    def use_copies(self, copies: CopyStore) -> None:
+        """Keep copies of answers in there, from the next plan on."""
+        self.copies = copies
+        for slot in self.slots:
+            if slot.channel is not None:
+                slot.channel.send("copies", [copies.fd])
 
     def use_log(self, fd: int) -> None:
         """Log to fd from now on; -1 for no log."""

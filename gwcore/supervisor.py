@@ -82,6 +82,7 @@ class Supervisor:
         self.discovery = Discovery(lambda: self.start_task(self.use_addresses()), say)
         self.health = HealthChecks(self.segment, self.discovery.addresses, self.events.note, self.healthy)
         self.admin: Admin | None = None
+        self.copies_size = 0  # 0 = no store of copies
         self.versions = 0
         self.started = time.time()
         self.upgrades = 0
@@ -130,6 +131,7 @@ class Supervisor:
         self.health.adopt(upgrade.read(legacy.health))
         self.health.use(self.config)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())  # an upgrade blocks them on its way here
+        self.make_copies(self.config)
         self.crew.start(self.compile(self.config), self.addresses, self.commit_words(), log_fd)
         self.loop.call_later(WATCH_S, self.watch)
         self.loop.call_later(PING_S, self.ping)
@@ -177,6 +179,15 @@ class Supervisor:
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
         self.versions += 1
         return Plan(self.versions, fd)
+
+    def make_copies(self, config: Config) -> None:
+        """The store of copies, at the first configuration that wants one. ValueError or OSError when it cannot be had."""
+        from gwcore._speedups.copystore import CopyStore
+        from gwcore.config.cache import wanted
+
+        if self.crew.copies is None and wanted(config):
+            self.crew.use_copies(CopyStore.create(config.cache.size, self.segment.workers))
+            self.copies_size = config.cache.size
 
     def commit_words(self) -> dict[str, Any]:
         """What every worker must know beside the plan: of the end, for it may come without us, and of sessions in Redis."""
@@ -243,6 +254,7 @@ class Supervisor:
     async def _reload(self) -> dict[str, Any]:
         from gwcore.config.compile import worker_count
         from gwcore.config.load import ConfigErrors, load_file
+        from gwcore.config.units import format_size
         from gwcore.sockets import SetupError
 
         def refused(*errors: str) -> dict[str, Any]:
@@ -263,6 +275,7 @@ class Supervisor:
                 if config.access_log.path != self.config.access_log.path:
                     log_fd = open_log(config.access_log)
                     undo.callback(close_if_open, log_fd)
+                self.make_copies(config)
                 plan = self.compile(config)
                 undo.callback(os.close, plan.fd)
             except ConfigErrors as bad:
@@ -285,6 +298,8 @@ class Supervisor:
         notes = []
         if config.workers != "auto" and worker_count(config) != len(self.crew.slots):
             notes.append(f"workers: still {len(self.crew.slots)}; the number changes at the next start or upgrade")
+        if self.copies_size not in (0, config.cache.size):
+            notes.append(f"cache.size: still {format_size(self.copies_size)}; it changes at the next start or upgrade")
         return {"ok": True, "version": plan.version, "errors": [], "warnings": [*map(str, loaded.warnings), *notes]}
 
     def commit(self, loaded: Loaded, plan: Plan, log_fd: int | None) -> None:

@@ -124,6 +124,9 @@ class Worker:
     def on_unlisten(self, address: str) -> None:
         self.plane.unlisten(address)
 
+    def on_copies(self, fd: int) -> None:
+        self.plane.use_copies(fd)
+
     def on_ping(self) -> None:
         self.channel.send("pong")
 

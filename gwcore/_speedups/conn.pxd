@@ -1,6 +1,7 @@
 # Level 7. One TCP connection of either side, and the worker context that everything above works in.
 from gwcore._speedups.buffer cimport Buf, BufPool, ByteQueue
 from gwcore._speedups.copenssl cimport SSL_CTX
+from gwcore._speedups.copies cimport Copies
 from gwcore._speedups.handshakes cimport Crew
 from gwcore._speedups.head cimport Head
 from gwcore._speedups.outlist cimport OutList
@@ -145,6 +146,7 @@ cdef struct Worker:          # one per process; the context of everything
     Link runnable            # Node: client connections to be looked at again before the turn ends
     Lane *lane
     Segment_ *segment
+    Copies *copies           # of answers; NULL = none are kept
     Link held                # Node: client connections not read while the log's ring is full
     Link serve               # upstreams whose queue may move on
     LocalPlan *plan          # the current one

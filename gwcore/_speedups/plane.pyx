@@ -12,6 +12,7 @@ from gwcore._speedups.buffer cimport bufs_close, bufs_init
 from gwcore._speedups.conn cimport C_IDLE, C_POOLED, LISTENERS_MAX, Conn, LocalPlan, Worker, worker_look
 from gwcore._speedups.connect cimport upstream_close
 from gwcore._speedups.copenssl cimport SSL_CTX, SSL_CTX_free
+from gwcore._speedups.copystore cimport CopyStore
 from gwcore._speedups.detached cimport detached_leave
 from gwcore._speedups.ends cimport client_end, exchange_fail
 from gwcore._speedups.greet cimport unpark
@@ -53,6 +54,7 @@ cdef class Plane:
     """
     cdef Reactor r
     cdef Segment segment
+    cdef readonly CopyStore copies       # None = no copies are kept
     cdef public object on_letters    # called with letters about sessions
     cdef dict prepared       # version -> address of a LocalPlan
     cdef Crew *crew          # threads of a prepared plan, until it is committed
@@ -173,6 +175,14 @@ cdef class Plane:
         if seconds >= 0:
             c.redis_us += <uint64_t>(seconds * 1e6)
             c.redis_seconds[histogram_cell(<uint64_t>(seconds * 1e6))] += 1
+
+    # ---- copies of answers ----
+
+    def use_copies(self, fd: int) -> None:
+        """Keep copies in the store behind fd (which stays the caller's), from now on; once only."""
+        if self.copies is None:
+            self.copies = CopyStore.attach(fd, self.r.w.number)
+            self.r.w.copies = &self.copies.own
 
     # ---- plans ----
 
@@ -522,6 +532,7 @@ cdef class Plane:
             gone = self.gone
             self.gone = gone.next_gone
             endpoint_free(gone)
+        w.copies = NULL
         pipes_close(w)
         jobs_close(&w.jobs)
         tls_io_close(&w.tls)

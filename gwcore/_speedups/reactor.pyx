@@ -11,6 +11,7 @@ from gwcore._speedups.conn cimport (
 )
 from gwcore._speedups.address cimport address_of
 from gwcore._speedups.attempt cimport idle_at_cap, idle_give_way
+from gwcore._speedups.copies cimport copies_turn_end
 from gwcore._speedups.ends cimport client_admit, client_end, client_settle, head_refuse, proxy_refuse
 from gwcore._speedups.exchange cimport client_event, client_timeout, queue_serve, upstream_event, upstream_timeout
 from gwcore._speedups.greet cimport GREET_US, greet_back
@@ -403,6 +404,8 @@ cdef void reactor_drain(Reactor *r) noexcept nogil:
             serve_event(r, &events[i])
         serve_rest(r)
         greetings(w)
+        if w.copies != NULL:
+            copies_turn_end(w.copies)
         if (n < BUSY_EVENTS and link_empty(&w.runnable) and link_empty(&w.greeting)) or w.now_us - start >= BUDGET_US:
             break
     w.lane.worker.buffer_bytes = w.bufs.used_bytes

@@ -77,6 +77,10 @@ cdef extern from "<unistd.h>" nogil:
     ssize_t pread(int fd, void *buf, size_t size, off_t offset)
     int pipe2(int *fds, int flags)
 
+cdef extern from "<signal.h>" nogil:
+    enum: SIGKILL
+    int kill(int pid, int signal)
+
 cdef extern from "<fcntl.h>" nogil:
     enum: F_DUPFD_CLOEXEC, F_SETPIPE_SZ, O_NONBLOCK, O_CLOEXEC, O_RDONLY
     int open(const char *path, int flags, ...)
@@ -119,7 +123,7 @@ cdef extern from "<sys/timerfd.h>" nogil:
 cdef extern from "<sys/mman.h>" nogil:
     void *mmap(void *addr, size_t size, int prot, int flags, int fd, off_t offset)
     int munmap(void *addr, size_t size)
-    enum: PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_SHARED, MAP_ANONYMOUS, MAP_NORESERVE
+    enum: PROT_NONE, PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_SHARED, MAP_ANONYMOUS, MAP_FIXED, MAP_NORESERVE
     void *MAP_FAILED
 
 cdef extern from *:

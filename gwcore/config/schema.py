@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model_validator
 
 from gwcore.config.base import TOKEN, Address, Model, own_field, split_address
+from gwcore.config.cache import Cache
 from gwcore.config.certs import Material
 from gwcore.config.routes import Route
 from gwcore.config.tls import ListenerTls, Redis, Tls
@@ -250,6 +251,8 @@ class Config(Model):
     """The operator's HTTP interface."""
     tls: Tls = Tls()
     """What the TLS of all listeners shares."""
+    cache: Cache = Cache()
+    """Copies of answers; a route has them with its own `cache`."""
     redis: Redis = Redis()
     """The Redis that machines of a fleet share."""
     access_log: AccessLog = AccessLog()

@@ -1,0 +1,23 @@
+"""Copies of answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from gwcore.config.base import Model
+from gwcore.config.units import Size
+
+if TYPE_CHECKING:
+    from gwcore.config.schema import Config
+
+
+class Cache(Model):
+    size: Size = Field(64 << 20, ge=1 << 20, le=64 << 30)
+    """Memory for copies of answers, which all workers share; taken as it is used, when a route has `cache`. A reload does not change it."""
+
+
+def wanted(config: Config) -> bool:
+    """Does a route keep copies?"""
+    return any(getattr(route, "cache", None) for route in config.routes)
