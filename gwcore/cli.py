@@ -109,3 +109,68 @@ def doctor(as_json: bool) -> None:
     findings = examine()
     click.echo(json.dumps([f.as_dict() for f in findings], indent=2) if as_json else render(findings))
     sys.exit(1 if any(f.level == "serious" for f in findings) else 0)
+
+
+@main.group()
+def cache() -> None:
+    """Copies of answers in a running gateway."""
+
+
+def _ask(path: str, what: str, method: str = "GET") -> str:
+    """What the admin interface of the gateway of that file says; ends with 1 when it says no, or nothing."""
+    from gwcore.admin.client import ask
+
+    admin = _load_or_exit(path).config.admin
+    try:
+        status, text = ask(admin, what, method)
+    except OSError as why:
+        click.echo(f"no gateway answers on admin.address {admin.address}: {why}", err=True)
+        sys.exit(1)
+    if status != 200:
+        click.echo(text.strip(), err=True)
+        sys.exit(1)
+    return text
+
+
+@cache.command()
+@CONFIG
+@click.option(
+    "--url",
+    "urls",
+    multiple=True,
+    help="Every copy of this address (scheme, host, path and query); may be given often, like the others.",
+)
+@click.option("--prefix", "prefixes", multiple=True, help="Every copy whose address begins so; an empty one is all of them.")
+@click.option("--tag", "tags", multiple=True, help="Every copy with this tag (Surrogate-Key).")
+def purge(path: str, urls: tuple[str, ...], prefixes: tuple[str, ...], tags: tuple[str, ...]) -> None:
+    """Forget copies, in this machine's store."""
+    from urllib.parse import urlencode
+
+    wanted = [("url", u) for u in urls] + [("prefix", p) for p in prefixes] + [("tag", t) for t in tags]
+    if not wanted:
+        raise click.UsageError("say what to purge: --url, --prefix or --tag")
+    n = json.loads(_ask(path, "/cache/purge?" + urlencode(wanted), "POST"))["purged"]
+    click.echo(f"{n} {'copy' if n == 1 else 'copies'} purged")
+
+
+@cache.command()
+@CONFIG
+@click.option("--json", "as_json", is_flag=True, help="All figures, as JSON.")
+def stats(path: str, as_json: bool) -> None:
+    """How full the store of copies is, and what became of them."""
+    from gwcore.config.units import format_size
+
+    text = _ask(path, "/cache")
+    f = json.loads(text)
+    if as_json:
+        click.echo(text)
+    elif not f:
+        click.echo("no copies are kept: no route has `cache`")
+    else:
+        results = f["results"]
+        click.echo(f"copies     {f['copies']} in {format_size(f['bytes'])} of {format_size(f['size'])}")
+        click.echo(f"stored     {results['stored']}, of them {f['replaced']} in the place of an older one")
+        click.echo("not stored " + ", ".join(f"{n} {word}" for word, n in results.items() if word != "stored"))
+        click.echo(
+            f"gone       {f['evicted'] + f['evicted_small']} evicted, {f['expired']} expired, {f['dropped']} dropped or purged"
+        )

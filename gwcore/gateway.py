@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import os
 import re
@@ -15,11 +14,10 @@ import tempfile
 import time
 from typing import Any
 
-from gwcore.config.base import split_address
+from gwcore.admin.client import ask
 from gwcore.config.schema import Config
 
 LOOK_S = 0.1
-ADMIN_S = 15.0  # a reload waits for all workers
 NOT_IN_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff]")  # JSON lets them stand in a text, YAML does not
 
 
@@ -112,19 +110,8 @@ class Gateway:
 
     def _admin(self, path: str, method: str = "GET") -> tuple[int, Any]:
         """Status and JSON of an answer of the admin interface."""
-        host, port = split_address(self.config.admin.address)
-        connection = http.client.HTTPConnection(host, port or None, timeout=ADMIN_S)
-        if not port:
-            connection.sock = socket.socket(socket.AF_UNIX)
-            connection.sock.settimeout(ADMIN_S)
-            connection.sock.connect(host)
-        headers = {"Authorization": f"Bearer {self.config.admin.token}"} if self.config.admin.token else {}
-        try:
-            connection.request(method, path, headers=headers)
-            answer = connection.getresponse()
-            return answer.status, json.load(answer)
-        finally:
-            connection.close()
+        status, text = ask(self.config.admin, path, method)
+        return status, json.loads(text)
 
     def status(self) -> dict[str, Any]:
         """What /status says. OSError when the admin address does not answer."""

@@ -5,7 +5,7 @@ from libc.stdint cimport uint16_t
 from libc.string cimport memcmp
 
 cdef enum:
-    COPY_USES = 3            # more uses than this are not counted
+    COPY_USES = 7            # more uses than this are not counted
     COPY_EPOCHS = 1024
     COPY_GHOSTS = 1024       # units of the ghosts' clock: they live for so long
     COPY_WAYS = 8            # words in a bucket of the index
@@ -103,7 +103,8 @@ cdef struct CopyStore_:      # what all processes share; at the beginning of the
     uint32_t unused_too
     uint64_t doing           # the index word that the writer is about to publish: taken back if it dies
     uint64_t ghost_bytes     # lost by eviction so far
-    uint64_t unused_three[5]
+    uint64_t mean            # bytes of an answer, over the last thousand or so, times 1024
+    uint64_t unused_three[4]
     CopyRing rings[2]        # small, main
     uint64_t epoch           # atomic: purges by url, prefix and tag
     uint64_t epochs[1024]    # atomic, by hash: drops by key

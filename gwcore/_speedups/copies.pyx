@@ -1,7 +1,8 @@
 """Copies of answers, kept by S3-FIFO (Yang and others 2023) in two logs. An answer is appended to the small ring. The oldest there goes to the main
 ring if it was used twice, else it is forgotten but for a ghost of its name, and an answer that has a ghost goes to the main ring at once. The
-oldest of the main ring is appended again with one use less, or forgotten when it has none left. So there is no allocator, what is asked for
-once passes through a tenth of the memory, and a hit writes nothing but two bits.
+oldest of the main ring is appended again with one use less, or forgotten when it has none left. What is larger than most needs three uses for
+both, in whose room several others would fit. So there is no allocator, what is asked for once passes through a twentieth of the memory, and a
+hit writes nothing but three bits.
 
 Readers take no lock: a word of the index leads to the answer, whose whole key is compared. Writers take one, which is only ever tried, and
 every step leaves the store whole: bytes are written, then the head moves past them, then one word of the index names them; to evict, the word
@@ -39,7 +40,7 @@ cdef extern from * nogil:
 
 cdef enum:
     BUCKET_SHARE = 3072      # one bucket for so many bytes: a word for 384
-    SMALL_SHARE = 10
+    SMALL_SHARE = 20
     SPINS = 64
     LEASES = 1024
     PAGE = 4096

@@ -17,7 +17,8 @@ cdef extern from * nogil:
 
 cdef enum:
     GHOST_WAYS = 16
-    SLACK_SHARE = 32         # of a ring: kept empty, so that there are bytes that nobody holds
+    ENOUGH = 3               # uses, for an answer of any size
+    SLACK_SHARE = 64         # of a ring: kept empty, so that there are bytes that nobody holds
     AGAIN_BYTES = 262144     # copied for others in one put, at the least
 
 
@@ -67,12 +68,17 @@ cdef inline uint64_t room(const CopyRing *r) noexcept nogil:
 
 
 cdef inline uint64_t slack(const CopyRing *r, uint64_t need) noexcept nogil:
-    """What is kept empty besides `need`: a share of the ring, or room for another of its size."""
-    return max(r.size // SLACK_SHARE, need)
+    """What is kept empty besides `need`: a share of the ring, or room for another of its size as far as that is not too much."""
+    return max(r.size // SLACK_SHARE, min(need, r.size // (SLACK_SHARE // 4)))
 
 
 cdef inline bint over(const Copy *c, uint64_t now_ms) noexcept nogil:
     return c.meta.keep_ms != 0 and c.meta.keep_ms <= now_ms
+
+
+cdef inline bint worth(const Copies *s, const Copy *c, uint32_t uses) noexcept nogil:
+    """Does it stay? What is larger than the mean has to be asked for in proportion; three uses are always enough."""
+    return uses >= ENOUGH or <uint64_t>c.size << 10 <= s.mem.mean * uses
 
 
 cdef bint move(Copies *s, const Copy *c, uint64_t *slot, uint64_t word, uint32_t uses) noexcept nogil:
@@ -108,23 +114,25 @@ cdef bint main_room(Copies *s, uint64_t need, uint64_t now_ms, uint64_t *again) 
     cdef uint64_t word
     cdef Copy *c
     cdef uint32_t uses
+    cdef bint stays
     while r.size - (r.head - r.tail) < need + slack(r, need) and r.tail != r.head:
         c = copy_at(s, COPY_MAIN, r.tail)
         word = copy_word(s, c.hash, COPY_MAIN, r.tail)
         slot = copy_locate(s, c.hash, word)
         if slot != NULL:
             uses = copies_peek(&c.uses)
-            if over(c, now_ms):
-                forget(s, slot, word)
-                s.lane.expired += 1
-            elif uses and again[0] >= c.size:
-                if not move(s, c, slot, word, uses - 1):
-                    return False
+            stays = uses != 0 and not over(c, now_ms) and again[0] >= c.size and worth(s, c, uses)
+            if stays and not move(s, c, slot, word, uses - 1):
+                if r.freed != r.tail:
+                    return False         # there will be room for it when readers are done
+                stays = False            # it is larger than what is kept free
+            if stays:
                 again[0] -= c.size
                 s.lane.kept += 1
             else:
                 forget(s, slot, word)
-                s.lane.evicted[COPY_MAIN] += 1
+                s.lane.expired += over(c, now_ms)
+                s.lane.evicted[COPY_MAIN] += not over(c, now_ms)
         copies_set(&r.tail, r.tail + c.size)
         step(s)
     if room(r) < need + slack(r, 0) // 2:
@@ -146,7 +154,7 @@ cdef bint small_room(Copies *s, uint64_t need, uint64_t now_ms, uint64_t *again)
             if over(c, now_ms):
                 forget(s, slot, word)
                 s.lane.expired += 1
-            elif copies_peek(&c.uses) > 1:
+            elif copies_peek(&c.uses) > 1 and worth(s, c, copies_peek(&c.uses)):
                 if not main_room(s, c.size, now_ms, again) or not move(s, c, slot, word, 0):
                     return False
                 s.lane.promoted += 1
@@ -275,6 +283,7 @@ cdef int put(Copies *s, const CopyKey *key, const CopyMeta *meta, const CopyText
     step(s)
     s.lane.replaced += slot != NULL
     s.lane.ghosts += ghost
+    s.mem.mean = s.mem.mean - (s.mem.mean >> 10) + size if s.mem.mean else <uint64_t>size << 10
     s.lane.stored_bytes += size
     return COPY_STORED
 

@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 import gwcore
-from gwcore.admin import resilience
+from gwcore.admin import cache, resilience
 from gwcore.admin.endpoints import endpoints
 from gwcore.admin.figures import connection_figures, memory_by_kind
 
@@ -102,6 +102,7 @@ class SegmentCollector(Collector):
         yield memory
         yield _family("gwcore_failures_total", "Requests and connections that failed, by reason", "reason", snap["reasons"])
         yield from _tls(s.segment.tls_figures())
+        yield from cache.metrics(s)
         ends = GaugeMetricFamily(
             "gwcore_certificate_expiry_timestamp_seconds",
             "When a certificate ends, unix time",

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from gwcore.admin import resilience
+from gwcore.admin import cache, resilience
 from gwcore.admin.metrics import CONTENT_TYPE, render
 from gwcore.admin.status import build
 
@@ -70,6 +70,15 @@ def build_app(s: Supervisor) -> Starlette:
         s.segment.forget_sessions()
         return JSONResponse({"ok": True})
 
+    async def copies(_: Request) -> Response:
+        return JSONResponse(cache.figures(s))
+
+    async def purge(request: Request) -> Response:
+        if from_a_page(request):
+            return PlainTextResponse("a page in a browser may not purge copies\n", 403)
+        result, code = await cache.purge(s, request.query_params)
+        return PlainTextResponse(result, code) if isinstance(result, str) else JSONResponse(result, code)
+
     def drain(out: bool) -> Handler:
         async def handler(request: Request) -> Response:
             if from_a_page(request):
@@ -99,6 +108,8 @@ def build_app(s: Supervisor) -> Starlette:
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/sessions/forget", guarded(forget), methods=["POST"]),
+            Route("/cache", guarded(copies)),
+            Route("/cache/purge", guarded(purge), methods=["POST"]),
             Route("/endpoints/drain", guarded(drain(True)), methods=["POST"]),
             Route("/endpoints/undrain", guarded(drain(False)), methods=["POST"]),
             Route("/reload", guarded(reload), methods=["POST"]),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import gwcore
 from gwcore._speedups.plane import sizes
-from gwcore.admin import resilience
+from gwcore.admin import cache, resilience
 from gwcore.admin.endpoints import endpoints
 from gwcore.admin.figures import connection_figures, memory_by_kind
 
@@ -51,6 +51,7 @@ def build(s: Supervisor) -> dict[str, Any]:
         "workers_draining": len(s.crew.elders),
         "names": s.discovery.status(),
         "tls": {**s.segment.tls_figures(), "tickets": s.tickets.status(), "certificates": s.certs.status()},
+        "cache": cache.figures(s),
         "reasons": snapshot["reasons"],
         "routes": snapshot["routes"],
         "tiers": snapshot["tiers"],

@@ -46,7 +46,7 @@ class Listener(Model):
 
 class Admin(Model):
     address: Address = "127.0.0.1:9901"
-    """Of /metrics, /status, /status/events, /healthz, /readyz, /reload, /breakers and /sessions/forget."""
+    """Of /metrics, /status, /status/events, /healthz, /readyz, /reload, /breakers, /cache, /cache/purge and /sessions/forget."""
     token: str = ""
     """Asked for as `Authorization: Bearer …` when set; needed beyond loopback."""
 

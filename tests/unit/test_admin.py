@@ -9,13 +9,16 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from click.testing import CliRunner
 from gwcore._speedups.breakers import Breakers
+from gwcore._speedups.copystore import CopyStore
 from gwcore._speedups.shm import Segment
 
-from gwcore.admin import metrics
+from gwcore.admin import client, metrics
 from gwcore.admin.endpoints import endpoints
 from gwcore.admin.figures import Opens, connection_figures
 from gwcore.admin.server import build_app
+from gwcore.cli import main
 from gwcore.config.load import load_text
 from gwcore.crew import Plan, Slot
 from gwcore.events import Events
@@ -49,7 +52,7 @@ def gateway():
         for i in range(routes):
             segment.slot("route", f"r{i}")
         segment.slot("upstream", "be")
-        crew = SimpleNamespace(slots=[Slot(0, pid=11), Slot(1, pid=12)], plan=Plan(1, -1), elders=[])
+        crew = SimpleNamespace(slots=[Slot(0, pid=11), Slot(1, pid=12)], plan=Plan(1, -1), elders=[], copies=None)
         return Gateway(
             loaded=load_text(CONFIG % token), config=load_text(CONFIG % token).config, config_path="/etc/gw.yaml", segment=segment, breakers=Breakers(segment), events=Events(),
             crew=crew, discovery=SimpleNamespace(status=dict), tickets=SimpleNamespace(status=dict), certs=SimpleNamespace(status=list), health=SimpleNamespace(watched={}, tallies={}), state="serving", opens=Opens(), started=1.0, upgrades=0, reloads={"ok": 0, "refused": 0}, last_reload={}, reloaded=0, good=True,
@@ -313,3 +316,79 @@ def test_an_endpoint_is_drained_and_taken_back(gateway):
     assert endpoints(g)["be"]["127.0.0.1:9"]["state"] == "draining"
     assert ask(g, "/endpoints/undrain", "POST", where)[0] == 200
     assert endpoints(g)["be"]["127.0.0.1:9"]["state"] == "up"
+
+
+# ---- copies ----
+
+
+@pytest.fixture
+def caching(gateway):
+    g = gateway(SECRET)
+    g.crew.copies = CopyStore.create(1 << 20, 2)
+    for url, tags in (("http://a/x", b"one"), ("http://a/x?y=1", b"one two"), ("https://b/", b"two")):
+        key = b"route\0" + url.encode()
+        assert g.crew.copies.put(key, b"body", b"", tags, url=(6, len(url))) == "stored"
+    return g
+
+
+def purged(g, query: str) -> tuple[int, str]:
+    return ask(g, "/cache/purge", "POST", query, authorization=f"Bearer {SECRET}")
+
+
+@pytest.mark.parametrize(
+    ("query", "n"),
+    [
+        ("url=http://a/x", 1),
+        ("url=HTTP://A/x%23part", 1),
+        ("url=https://b", 1),
+        ("url=http://a/", 0),
+        ("prefix=http://a/x", 2),
+        ("tag=one&tag=two", 3),
+        ("prefix=", 3),
+    ],
+)
+def test_copies_are_purged_by_address_prefix_and_tag(caching, query, n):
+    status, text = purged(caching, query)
+    assert status == 200 and json.loads(text) == {"ok": True, "purged": n}
+    assert caching.crew.copies.figures()["copies"] == 3 - n
+
+
+@pytest.mark.parametrize("query", ["", "url=a/x", "path=/x", "tag=one&path=/x", "url="])
+def test_a_purge_that_is_not_understood_purges_nothing(caching, query):
+    assert purged(caching, query)[0] == 400
+    assert caching.crew.copies.figures()["copies"] == 3
+
+
+def test_a_purge_needs_the_token_and_no_browser(caching, gateway):
+    assert ask(caching, "/cache/purge", "POST", "prefix=")[0] == 401
+    assert ask(caching, "/cache/purge", "POST", "prefix=", authorization=f"Bearer {SECRET}", origin="http://evil")[0] == 403
+    assert ask(gateway(), "/cache/purge", "POST", "prefix=")[0] == 404
+
+
+def test_figures_of_copies_are_in_status_and_metrics(caching, gateway):
+    assert json.loads(ask(caching, "/cache", authorization=f"Bearer {SECRET}")[1])["copies"] == 3
+    assert json.loads(ask(caching, "/status", authorization=f"Bearer {SECRET}")[1])["cache"]["results"]["stored"] == 3
+    text = ask(caching, "/metrics", authorization=f"Bearer {SECRET}")[1]
+    assert "gwcore_cache_copies 3.0" in text and 'gwcore_cache_copies_total{event="stored"} 3.0' in text
+    assert json.loads(ask(gateway(), "/cache")[1]) == {} and "gwcore_cache" not in ask(gateway(), "/metrics")[1]
+
+
+def test_commands_purge_and_show_copies(caching, monkeypatch, tmp_path):
+    """`gwcore cache`, with the admin interface in this process."""
+    path = tmp_path / "gw.yaml"
+    path.write_text(CONFIG % SECRET)
+
+    def here(admin, what: str, method: str = "GET") -> tuple[int, str]:
+        route, _, query = what.partition("?")
+        return ask(caching, route, method, query, authorization=f"Bearer {admin.token}")
+
+    monkeypatch.setattr(client, "ask", here)
+    cli = CliRunner()
+    result = cli.invoke(main, ["cache", "stats", "-c", str(path)])
+    assert result.exit_code == 0 and result.output.startswith("copies     3 in "), result.output
+    result = cli.invoke(main, ["cache", "purge", "-c", str(path), "--url", "http://a/x?y=1", "--tag", "two"])
+    assert (result.exit_code, result.output) == (0, "2 copies purged\n")
+    result = cli.invoke(main, ["cache", "stats", "--json", "-c", str(path)])
+    assert json.loads(result.output)["copies"] == 1
+    assert cli.invoke(main, ["cache", "purge", "-c", str(path), "--url", "nowhere"]).exit_code == 1
+    assert cli.invoke(main, ["cache", "purge", "-c", str(path)]).exit_code == 2
