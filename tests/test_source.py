@@ -81,6 +81,8 @@ LEVELS = {
     "attempt": 11,
     "warm": 11,
     "choose": 11,
+    "promise": 10,
+    "ladder": 11,
     "ends": 12,
     "tunnel": 13,
     "relay": 14,

@@ -11,7 +11,7 @@ from gwcore._speedups.fields cimport METHODS, METHOD_SIZE
 from gwcore._speedups.plan cimport plan_text
 from gwcore._speedups.reasons cimport reason_row
 from gwcore._speedups.ring cimport ring_put
-from gwcore._speedups.story cimport Exchange
+from gwcore._speedups.story cimport DEGRADED_STATIC, Exchange
 from gwcore._speedups.tls cimport TLS_LOCAL, TLS_REDIS, tls_cipher, tls_version
 
 cdef extern from "<time.h>" nogil:
@@ -191,7 +191,9 @@ cdef void log_exchange(Worker *w, const Exchange *x) noexcept nogil:
     word(&l, b',"tls":"')
     if x.client.tls.ssl != NULL:
         word(&l, tls_version(&x.client.tls))
-    word(&l, b'","degraded":"","tier":"P')
+    word(&l, b'","degraded":"')
+    word(&l, b"" if not x.degraded else b"static" if x.degraded == DEGRADED_STATIC else b"cache")
+    word(&l, b'","tier":"P')
     number(&l, x.tier)
     if x.refusal:
         word(&l, b'","detail":"')

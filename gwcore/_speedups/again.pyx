@@ -116,20 +116,23 @@ cdef void attempt_failed(Worker *w, Exchange *x, int reason) noexcept nogil:
         exchange_fail(w, x, reason, False)
 
 
-cdef bint answer_refused(Worker *w, Exchange *x, const Head *h, const char *at, size_t size) noexcept nogil:
-    """Is the request tried again after this answer? Then it is dropped unread; at[:size] is all that is there of it. A connection with more to
-    come of it is not worth waiting for."""
+cdef void answer_drop(Worker *w, Exchange *x, const Head *h, const char *at, size_t size) noexcept nogil:
+    """The answer is not passed on: give its connection back, unread; at[:size] is all that is there of it. One with more to come is not worth
+    waiting for."""
     cdef Conn *u = x.up
-    cdef uint32_t wait_ms = 0
-    cdef int kind
+    cdef int kind = response_body(h, x.method == M_HEAD)
     cdef size_t rest = size - h.size
-    cdef bint whole
-    if not again_may(w, x, 0, h, &wait_ms):
-        return False
-    kind = response_body(h, x.method == M_HEAD)
-    whole = h.keep_alive and kind != BODY_CHUNKED and kind != BODY_CLOSE and rest == (<size_t>h.length if kind == BODY_LENGTH else 0)
+    cdef bint whole = h.keep_alive and kind != BODY_CHUNKED and kind != BODY_CLOSE and rest == (<size_t>h.length if kind == BODY_LENGTH else 0)
     conn_rest(w, u, at + size, 0)
     attempt_release(w, x, whole and x.request_body == REQ_DONE and u.output.bytes == 0 and not u.ended and not u.readable, CLOSE_ABORTED)
+
+
+cdef bint answer_refused(Worker *w, Exchange *x, const Head *h, const char *at, size_t size) noexcept nogil:
+    """Is the request tried again after this answer? Then it is dropped."""
+    cdef uint32_t wait_ms = 0
+    if not again_may(w, x, 0, h, &wait_ms):
+        return False
+    answer_drop(w, x, h, at, size)
     again_after(w, x, wait_ms)
     return True
 

@@ -23,8 +23,10 @@ from gwcore._speedups.head cimport Head, HeadLimits, head_feed, head_init
 from gwcore._speedups.http1 cimport BODY_LENGTH, host_normal, request_check
 from gwcore._speedups.outlist cimport out_reset
 from gwcore._speedups.path cimport PATH_PLAIN, path_kind, path_normalise
+from gwcore._speedups.ladder cimport ladder_begin
 from gwcore._speedups.plan cimport TARGET_RESPOND, plan_trusts
 from gwcore._speedups.pressure cimport pressure_refuses
+from gwcore._speedups.promise cimport tier_find
 from gwcore._speedups.proxyproto cimport ProxyPeer, proxy_parse
 from gwcore._speedups.reasons cimport (
     R_BAD_PATH, R_BODY_TOO_LARGE, R_BUFFER_LIMIT, R_CLIENT_CLOSED, R_METHOD_NOT_ALLOWED, R_MISDIRECTED, R_NO_ROUTE, R_OVERLOAD,
@@ -204,6 +206,10 @@ cdef void exchange_begin(Worker *w, Conn *c, const char *at, size_t size) noexce
         return
     x.body_limit = x.route.body_bytes
     x.tier = x.route.tier
+    if c.trusted and x.plan.head.tier_name.len:
+        tier_find(x, h)
+    if x.route.ladder[x.tier]:
+        ladder_begin(w, x, h, q.host_len)
     if h.wants_upgrade:
         x.upgrade = upgrade_asked(x, h)
     if x.request_kind == BODY_LENGTH and x.body_limit and x.request_left > x.body_limit:

@@ -93,6 +93,8 @@ cdef Exchange *detached_leave(Worker *w, Exchange *x) noexcept nogil:
     y.start_us, y.bytes_in = x.start_us, x.bytes_in
     y.method, y.http10, y.te_trailers, y.keep_alive = x.method, x.http10, x.te_trailers, x.keep_alive
     y.tier, y.body_limit, y.early = x.tier, x.body_limit, x.early
+    y.ladder, y.kept = x.ladder, x.kept
+    x.ladder, x.kept = NULL, NULL
     c.exchange = y
     w.lane.worker.exchanges += 1
     conn_move(w, s, C_BUSY)

@@ -16,8 +16,10 @@ from gwcore._speedups.conn cimport (
 from gwcore._speedups.copenssl cimport SSL_R_HTTP_REQUEST
 from gwcore._speedups.histogram cimport histogram_cell
 from gwcore._speedups.fields cimport M_HEAD
+from gwcore._speedups.ladder cimport ladder_falls, ladder_static
 from gwcore._speedups.outlist cimport out_reset
 from gwcore._speedups.permit cimport permit_cancel, permit_fail
+from gwcore._speedups.promise cimport promise_count
 from gwcore._speedups.queueing cimport queue_leave, wait_over
 from gwcore._speedups.reasons cimport R_BAD_PROXY_HEADER, R_BAD_REQUEST, R_CLIENT_CLOSED, R_CONNECTION_LIMIT, R_OVERLOAD, R_RESPONSE_TIMEOUT
 from gwcore._speedups.shm cimport RouteCell
@@ -78,6 +80,7 @@ cdef void exchange_count(Worker *w, const Exchange *x, uint64_t us) noexcept nog
         else:
             cell.sum_us += us
             cell.seconds[histogram_cell(us)] += 1
+            promise_count(w, x, cell, us)
     w.lane.worker.requests += 1
     w.lane.worker.bytes_in += x.bytes_in
     w.lane.worker.bytes_out += x.bytes_out
@@ -110,6 +113,8 @@ cdef void exchange_end(Worker *w, Exchange *x) noexcept nogil:
     pipe_give(w, &x.pipe, x.piped)
     x.piped = 0
     buf_give(&w.bufs, x.note)
+    buf_give(&w.bufs, x.kept)
+    x.kept = NULL
     buf_give(&w.bufs, x.request_trailers)
     buf_give(&w.bufs, x.response_trailers)
     x.note = x.request_trailers = x.response_trailers = NULL
@@ -288,7 +293,10 @@ cdef void exchange_fail(Worker *w, Exchange *x, int reason, bint close) noexcept
     if close:
         x.keep_alive = 0
     out_reset(&w.out)
-    x.status = <unsigned short>answer_error(w, &w.out, x.plan.head, reason, not x.keep_alive, x.method == M_HEAD, x)
+    if ladder_falls(x, reason) and ladder_static(w, x, &w.out):
+        x.status = <unsigned short>x.ladder.status
+    else:
+        x.status = <unsigned short>answer_error(w, &w.out, x.plan.head, reason, not x.keep_alive, x.method == M_HEAD, x)
     x.bytes_out += w.out.bytes
     c.final = not x.keep_alive
     rc = conn_send(w, c, &w.out)

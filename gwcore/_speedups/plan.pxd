@@ -34,6 +34,33 @@ cdef struct Target:          # weighted
     uint32_t upstream        # index
     uint32_t weight
 
+cdef enum StepKind: STEP_LIVE, STEP_LOCAL, STEP_REDIS, STEP_STATIC
+cdef enum PartKind: PART_TEXT, PART_PATH, PART_METHOD, PART_ID, PART_HOST, PART_TIER, PART_ROUTE, PART_REASON, PART_QUERY, PART_HEADER
+cdef enum Escape: ESCAPE_PLAIN, ESCAPE_JSON, ESCAPE_MARKUP
+
+cdef struct Step:            # of a ladder
+    uint32_t kind            # StepKind
+    uint32_t deadline_ms     # of STEP_REDIS
+
+cdef struct Part:            # of a static body
+    Str text                 # as it is, or the name of the field that is put in
+    uint32_t kind            # PartKind
+    uint32_t unused
+
+cdef struct Ladder:          # what a request may get, in order
+    Array steps
+    Array parts              # body of the static step
+    Str head                 # its status line and fields, up to "Content-Length: " where it may have a body; without Date and the empty line
+    uint64_t on_status       # bit per status from 500: answers of that kind are failures
+    uint32_t status          # of the static step; 0 = there is none
+    uint32_t escape          # Escape
+    uint32_t keeps           # the body needs what is not kept of a head
+    uint32_t plain           # the body is the same for everybody
+    uint32_t budget_ms       # the live try ends by then; 0 = nothing follows it
+    uint32_t fresh_ms
+    uint32_t usable_ms
+    uint32_t copies          # there is a step that serves copies
+
 cdef struct Route:
     Str name
     Str path                 # exact path, or prefix without its last slash, or the regex
@@ -58,6 +85,7 @@ cdef struct Route:
     uint8_t trailers
     uint8_t tier
     uint8_t host_kind        # 0 = any; for log and explain
+    uint32_t ladder[3]       # by tier: number of the Ladder + 1; 0 = none
     uint32_t body_idle_ms
     uint32_t client_write_ms
     uint32_t response_ms
@@ -227,6 +255,9 @@ cdef struct PlanHead:
     Str server_line          # of our own answers
     Str deadline_name        # lower case name of the field that tells how much time is left; empty = none does
     Str deadline_line        # "X-Request-Timeout-Ms: "
+    Array ladders
+    Str tier_name            # lower case name of the field that chooses a tier; empty = none does
+    uint32_t latency_ms[3]   # what a tier promises
     uint32_t has_wildcards
     uint32_t via
     uint32_t header_ms
@@ -270,6 +301,13 @@ cdef inline const char *plan_text(const PlanHead *p, Str s) noexcept nogil:
 
 cdef inline const Route *plan_route(const PlanHead *p, uint32_t i) noexcept nogil:
     return <const Route *>(<const char *>p + p.routes.off) + i
+
+cdef inline const Ladder *plan_ladder(const PlanHead *p, uint32_t number) noexcept nogil:
+    """By number, from 1; NULL for 0."""
+    return <const Ladder *>(<const char *>p + p.ladders.off) + (number - 1) if number else NULL
+
+cdef inline const Part *ladder_part(const PlanHead *p, const Ladder *l, uint32_t i) noexcept nogil:
+    return <const Part *>(<const char *>p + l.parts.off) + i
 
 cdef inline const Str *plan_upgrade(const PlanHead *p, const Route *r, uint32_t i) noexcept nogil:
     return <const Str *>(<const char *>p + r.upgrades.off) + i

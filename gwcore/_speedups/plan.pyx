@@ -16,7 +16,7 @@ cdef uint64_t hash_bytes(uint64_t seed, const char *at, size_t size) noexcept no
 
 
 cdef uint32_t plan_layout() noexcept nogil:
-    return <uint32_t>(sizeof(PlanHead) | sizeof(Route) << 10 | sizeof(UpstreamSpec) << 20) ^ <uint32_t>(sizeof(Key) * 131 + sizeof(EndpointSpec) + sizeof(TlsSpec) * 17)
+    return <uint32_t>(sizeof(PlanHead) | sizeof(Route) << 10 | sizeof(UpstreamSpec) << 20) ^ <uint32_t>(sizeof(Key) * 131 + sizeof(EndpointSpec) + sizeof(TlsSpec) * 17 + sizeof(Ladder) * 57)
 
 
 cdef const char *plan_refused(const PlanHead *p, size_t size) noexcept nogil:
@@ -64,7 +64,12 @@ cdef bint plan_trusts(const PlanHead *p, const uint8_t *peer) noexcept nogil:
 SIZES = {"route": sizeof(Route), "upstream": sizeof(UpstreamSpec), "endpoint": sizeof(EndpointSpec), "key": sizeof(Key),
          "host": sizeof(HostKey), "host_info": sizeof(HostInfo), "cond": sizeof(Cond), "target": sizeof(Target), "edit": sizeof(HeaderEdit),
          "cidr": sizeof(Cidr), "u32": 4, "str": sizeof(Str), "listener": sizeof(ListenerSpec), "cert": sizeof(CertSpec), "policy": sizeof(TlsPolicy),
-         "tls": sizeof(TlsSpec), "client": sizeof(TlsClientSpec), "head": sizeof(PlanHead)}
+         "tls": sizeof(TlsSpec), "client": sizeof(TlsClientSpec), "ladder": sizeof(Ladder), "step": sizeof(Step),
+         "part": sizeof(Part), "head": sizeof(PlanHead)}
+
+
+STEPS = ("live", "local", "redis", "static")             # StepKind
+PARTS = ("text", "path", "method", "id", "host", "tier", "route", "reason", "query", "header")       # PartKind
 
 
 def host_hash(name: bytes, wildcard: bool) -> int:
@@ -173,6 +178,12 @@ cdef class PlanBuilder:
             (<TlsSpec *>(self.mem + at))[0] = <TlsSpec>row
         elif kind == "str":
             (<Str *>(self.mem + at))[0] = <Str>row
+        elif kind == "ladder":
+            (<Ladder *>(self.mem + at))[0] = <Ladder>row
+        elif kind == "step":
+            (<Step *>(self.mem + at))[0] = <Step>row
+        elif kind == "part":
+            (<Part *>(self.mem + at))[0] = <Part>row
         elif kind == "cidr":
             (<Cidr *>(self.mem + at))[0] = <Cidr>row
 

@@ -11,11 +11,12 @@ from gwcore._speedups.deadline cimport limits_find
 from gwcore._speedups.forward cimport forward_request
 from gwcore._speedups.head cimport Head
 from gwcore._speedups.http1 cimport BODY_CHUNKED, BODY_LENGTH
+from gwcore._speedups.ladder cimport ladder_holds
 from gwcore._speedups.origin cimport origin_find
 from gwcore._speedups.outlist cimport out_reset, out_store
 from gwcore._speedups.permit cimport permit_refused
 from gwcore._speedups.plan cimport PlanHead, Route, plan_upstream
-from gwcore._speedups.reasons cimport R_BUFFER_LIMIT, R_DEADLINE, R_TOO_EARLY, reason_row
+from gwcore._speedups.reasons cimport R_BUFFER_LIMIT, R_DEADLINE, R_DEGRADE_REFUSED, R_TOO_EARLY, reason_row
 from gwcore._speedups.slab cimport slab_take
 from gwcore._speedups.story cimport REQ_STREAM, Exchange, deadline_over
 from gwcore._speedups.types cimport RC_FAIL, RC_OK
@@ -79,6 +80,9 @@ cdef void begin_proxy(Worker *w, Exchange *x, const char *at, size_t size, const
         return
     x.hash_target = target_pick(w, p, r).upstream
     x.upstream = <Upstream *>x.plan.upstreams[x.hash_target]
+    if ladder_holds(w, x):
+        begin_refuse(w, x, at, size, R_DEGRADE_REFUSED)
+        return
     x.idempotent = h.has_key or x.upstream.retry_methods >> h.method & 1
     x.hash = hash_of(w, x, h, plan_upstream(p, x.hash_target))
     if plan_upstream(p, x.hash_target).template_:

@@ -68,6 +68,7 @@ typedef enum { BRK_NO, BRK_SATURATION, BRK_ENDPOINT, BRK_CONNECT, BRK_TLS, BRK_T
     X(UPSTREAM_RESET,       "upstream_reset",       502, SIDE_UPSTREAM, RETRY_IDEMPOTENT, BRK_RESET,      "connection_terminated") \
     X(UPSTREAM_WRITE_TIMEOUT, "upstream_write_timeout", 504, SIDE_UPSTREAM, RETRY_IDEMPOTENT, BRK_TIMEOUT, "connection_write_timeout") \
     X(RESPONSE_TIMEOUT,     "response_timeout",     504, SIDE_UPSTREAM, RETRY_IDEMPOTENT, BRK_TIMEOUT,    "http_response_timeout") \
+    X(UPSTREAM_ERROR,       "upstream_error",       502, SIDE_UPSTREAM, RETRY_NEVER,      BRK_NO,         "http_protocol_error") \
     X(BAD_RESPONSE,         "bad_response",         502, SIDE_UPSTREAM, RETRY_NEVER,      BRK_INVALID,    "http_protocol_error") \
     X(RESPONSE_HEADERS_TOO_LARGE, "response_headers_too_large", 502, SIDE_UPSTREAM, RETRY_NEVER, BRK_INVALID, "http_response_header_section_size") \
     X(UPGRADE_FAILED,       "upgrade_failed",       502, SIDE_UPSTREAM, RETRY_NEVER,      BRK_INVALID,    "http_upgrade_failed") \

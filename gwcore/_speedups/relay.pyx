@@ -3,7 +3,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memchr
 from gwcore._speedups.admission cimport admission_answer, admission_end
-from gwcore._speedups.again cimport again_stale, answer_refused, attempt_failed, first_reason
+from gwcore._speedups.again cimport again_stale, answer_drop, answer_refused, attempt_failed, first_reason
 from gwcore._speedups.attempt cimport attempt_release, attempt_take
 from gwcore._speedups.body cimport body_end_response, body_request, body_response
 from gwcore._speedups.buffer cimport buf_bytes, queue_clear
@@ -17,13 +17,14 @@ from gwcore._speedups.histogram cimport histogram_cell
 from gwcore._speedups.fields cimport M_HEAD
 from gwcore._speedups.http1 cimport BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, keep_alive_ms, response_body, response_check
 from gwcore._speedups.idle cimport idle_peer_closed
+from gwcore._speedups.ladder cimport ladder_replaces
 from gwcore._speedups.outlist cimport out_add, out_reset, out_store
 from gwcore._speedups.permit cimport permit_answer, permit_refused
 from gwcore._speedups.proxyproto cimport proxy_write
 from gwcore._speedups.queueing cimport queue_enter, queue_lower, wait_over
 from gwcore._speedups.reasons cimport (
     R_BAD_RESPONSE, R_BUFFER_LIMIT, R_DEADLINE, R_DNS_FAILED, R_HEADERS_TOO_LARGE, R_NO_ENDPOINT, R_QUEUE_FULL,
-    R_RESPONSE_HEADERS_TOO_LARGE, R_RESPONSE_TRUNCATED, R_TOO_MANY_HEADERS, R_UPGRADE_FAILED, R_UPSTREAM_RESET,
+    R_RESPONSE_HEADERS_TOO_LARGE, R_RESPONSE_TRUNCATED, R_TOO_MANY_HEADERS, R_UPGRADE_FAILED, R_UPSTREAM_ERROR, R_UPSTREAM_RESET,
 )
 from gwcore._speedups.retry cimport ON_SENT, ON_STALE
 from gwcore._speedups.splice cimport Moved, conn_dry, pipe_give, pipe_take, splice_move, splice_through
@@ -392,6 +393,10 @@ cdef void response_head(Worker *w, Exchange *x, const char *at, size_t size, siz
     else:
         x.endpoint.ewma_ms += (latency_ms - x.endpoint.ewma_ms) * EWMA_SHARE
     if h.status >= 429 and answer_refused(w, x, h, at, size):
+        return
+    if h.status >= 500 and ladder_replaces(x, h.status):
+        answer_drop(w, x, h, at, size)
+        exchange_fail(w, x, R_UPSTREAM_ERROR, False)
         return
     x.response_kind = <uint8_t>response_body(h, x.method == M_HEAD)
     x.response_left = <uint64_t>h.length if h.length > 0 else 0

@@ -23,11 +23,14 @@ cdef enum EndpointHealth:    # what active checks say
     HEALTH_DOWN
     HEALTH_BACK              # up again after it was down: begins with a part of its weight
 
+cdef enum Outcome: SLA_MET, SLA_LATE, SLA_DEGRADED, SLA_FAILED, SLA_OUTCOMES
+
 cdef struct RouteCell:
     uint64_t requests[6]     # by class: none (nobody answered), 1xx .. 5xx
     uint64_t bytes_in
     uint64_t bytes_out
     uint64_t sum_us
+    uint64_t sla[12]         # tier * 4 + Outcome
     uint32_t seconds[161]    # histogram of whole requests
     uint32_t unused
 

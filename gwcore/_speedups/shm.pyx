@@ -19,6 +19,7 @@ CLOSE_WORDS = ("idle", "max_requests", "max_age", "peer", "error", "stale", "evi
 HEALTH_WORDS = ("unknown", "up", "down", "back")         # EndpointHealth
 RETRY_WORDS = ("connect", "stale", "reset", "timeout", "status")
 SHED_WORDS = ("overload", "concurrency_limit", "queue_full", "queue_timeout")
+SLA_WORDS = ("met", "late", "degraded", "failed")        # Outcome
 LOAD_WORDS = ("memory", "connections", "descriptors", "lag", "cpu")
 MAGIC = 0x73637767
 TICKET_KEY_BYTES = sizeof(TicketKey)
@@ -213,6 +214,15 @@ cdef class Segment:
             raise IndexError(worker)
         return worker_figures(self, worker)
 
+    def sla(self) -> dict[str, dict[str, dict[str, int]]]:
+        """Outcomes so far, by route and tier, of those that have any; cheap enough to be asked every few seconds."""
+        out = {}
+        for name, slot in [*self.names["route"].items(), ("other", ROUTE_CELLS - 1)]:
+            counts = [sum([segment_lane(self.mem, w).routes[slot].sla[i] for w in range(self.mem.workers)]) for i in range(12)]
+            if any(counts):
+                out[name] = {tier: row for tier, row in sla_words(counts).items() if any(row.values())}
+        return out
+
     def upstream_opens(self) -> dict[str, int]:
         """Connections opened so far, by upstream; cheap enough to be asked every second."""
         return {name: sum([segment_lane(self.mem, w).upstreams[slot].opens for w in range(self.mem.workers)])
@@ -314,18 +324,26 @@ cdef dict route_figures(Segment self, uint32_t slot):
     cdef uint64_t sum_us = 0
     memset(cells, 0, sizeof(cells))
     requests = [0] * 6
+    sla = [0] * 12
     n_in = n_out = 0
     for w in range(self.mem.workers):
         c = &segment_lane(self.mem, w).routes[slot]
         for i in range(6):
             requests[i] += c.requests[i]
+        for i in range(3 * SLA_OUTCOMES):
+            sla[i] += c.sla[i]
         for i in range(HIST_CELLS):
             cells[i] += c.seconds[i]
         n_in += c.bytes_in
         n_out += c.bytes_out
         sum_us += c.sum_us
     return {"requests": dict(zip(("none", "1xx", "2xx", "3xx", "4xx", "5xx"), requests)), "bytes_in": n_in, "bytes_out": n_out,
-            "seconds": seconds(cells, sum_us)}
+            "sla": sla_words(sla), "seconds": seconds(cells, sum_us)}
+
+
+cdef dict sla_words(list counts):
+    """By tier, {outcome: requests}."""
+    return {f"P{t}": dict(zip(SLA_WORDS, counts[t * SLA_OUTCOMES:(t + 1) * SLA_OUTCOMES])) for t in range(3)}
 
 
 cdef dict upstream_figures(Segment self, uint32_t slot):

@@ -4,7 +4,7 @@ from gwcore._speedups.buffer cimport Buf, ByteQueue
 from gwcore._speedups.chunked cimport Chunked
 from gwcore._speedups.conn cimport Conn, LocalPlan, Worker
 from gwcore._speedups.origin cimport Origin
-from gwcore._speedups.plan cimport Route
+from gwcore._speedups.plan cimport Ladder, Route
 from gwcore._speedups.slab cimport SlabItem
 from gwcore._speedups.types cimport size_t, uint32_t, uint64_t
 from gwcore._speedups.upstream cimport Endpoint, Upstream
@@ -22,6 +22,8 @@ cdef enum Phase:
     X_DISCARDING             # answered; the rest of the request body is read and dropped
     X_TUNNEL                 # another protocol by now; plan and route are NULL
 
+cdef enum Degraded: DEGRADED_NO, DEGRADED_CACHE, DEGRADED_STATIC
+
 cdef enum BodyState: REQ_DONE, REQ_STREAM, REQ_DISCARD
 
 cdef struct Exchange:
@@ -33,6 +35,8 @@ cdef struct Exchange:
     Conn *rival              # being made beside `up`, to another address of the same name; NULL = none
     LocalPlan *plan
     const Route *route
+    const Ladder *ladder     # what else it may get; NULL = no route yet, or one that answers by itself
+    Buf *kept                # what the static step needs of the head; later its body
     Upstream *upstream
     Endpoint *endpoint
     PermitRef permit         # of the upstream's breaker, for this attempt; permit.pyx takes and ends both
@@ -109,6 +113,7 @@ cdef struct Exchange:
     uint8_t te_trailers
     uint8_t upgrade          # number + 1 of the route's token that the client asked for
     uint8_t tier
+    uint8_t degraded         # Degraded: what the client got instead of a live answer
     uint8_t early            # it may be a copy of an old one: it came in early data here, or says that it did before
     uint8_t hop              # number that a trusted gateway before us gave its attempt; 1 = the first, or nobody said
     uint8_t budget_empty     # the budget would not pay for another

@@ -188,7 +188,16 @@ def _routes(routes: dict[str, Any]) -> Iterable[Any]:
         for status, n in r["requests"].items():
             requests.add_metric([name, status], n)
         _histogram(seconds, name, r["seconds"])
+    outcomes = CounterMetricFamily(
+        "gwcore_sla_requests_total", "Requests by what became of their tier's promise", labels=["route", "tier", "outcome"]
+    )
+    for name, r in routes.items():
+        for tier, row in r["sla"].items():
+            if any(row.values()):
+                for outcome, n in row.items():
+                    outcomes.add_metric([name, tier, outcome], n)
     yield requests
+    yield outcomes
     yield seconds
     for key, (metric, text) in ROUTE_BYTES.items():
         yield _family(metric, text, "route", {name: r[key] for name, r in routes.items()})

@@ -109,6 +109,17 @@ def known_methods(value: list[str]) -> list[str]:
     return value
 
 
+def check_headers(value: dict[str, str], what: str) -> None:
+    """ValueError for fields that a message cannot have, or not from here; `what` names the key."""
+    for name, text in value.items():
+        if not TOKEN.fullmatch(name):
+            raise ValueError(f"{what}: {name!r} is not a header name")
+        if name.lower() in FRAMING:
+            raise ValueError(f"{what}: {name} belongs to the framing of messages, which is the gateway's; remove it")
+        if not re.fullmatch(r"[\t -~\x80-\xff]*", text):
+            raise ValueError(f"{what}: the value of {name} holds a control character or one beyond Latin-1")
+
+
 def own_field(value: str, what: str) -> str:
     """`value` as the name of a field that the gateway reads and writes for `what`; ValueError for one that means something else."""
     if not TOKEN.fullmatch(value):

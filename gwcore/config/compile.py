@@ -15,6 +15,7 @@ from gwcore._speedups.fields import METHOD_NAMES
 from gwcore._speedups.plan import PlanBuilder, key_hash
 from gwcore._speedups.retry import ON as RETRY_ON
 from gwcore.config.base import interleaved
+from gwcore.config.compile_degrade import LadderWriter
 from gwcore.config.compile_tls import TlsWriter
 from gwcore.config.places import Addresses, Place, places
 from gwcore.config.resilience import rules
@@ -22,6 +23,7 @@ from gwcore.config.retry import Retry
 from gwcore.config.routes import Route, Target
 from gwcore.config.schema import Config
 from gwcore.config.tables import NO_ARRAY, NO_STR, Writer, open_table
+from gwcore.config.tiers import NAMES
 from gwcore.config.upstreams import Upstream
 
 METHOD_BIT = {name: 1 << i for i, name in enumerate(METHOD_NAMES)}
@@ -144,6 +146,7 @@ class _Compiler(Writer):
         super().__init__(PlanBuilder())
         self.config, self.slots, self.addresses, self.workers = config, slots, addresses, workers
         self.secure = TlsWriter(self.b, config.tls)
+        self.ladders = LadderWriter(self, config)
         self.upstream_index = {name: i for i, name in enumerate(config.upstreams)}
         self.via = via_name(config, config_path)
 
@@ -277,6 +280,7 @@ class _Compiler(Writer):
             "upgrades": self.b.array("str", [self.text(t) for t in r.upgrade]),
             "trailers": int(r.trailers),
             "tier": int(r.tier[1]),
+            "ladder": [0, 0, 0] if r.respond else self.ladders.of(r.degrade, r.tier),
             "host_kind": 0,
             "body_idle_ms": pick(r.timeouts.body_idle, c.timeouts.body_idle),
             "client_write_ms": pick(r.timeouts.client_write, c.timeouts.client_write),
@@ -363,6 +367,9 @@ class _Compiler(Writer):
                 "version": 0,
                 "upstreams": self.upstreams(),
                 **self.routing(),
+                "ladders": self.ladders.array(),
+                "latency_ms": [_ms(c.tiers.of(t).latency) for t in NAMES],
+                "tier_name": NO_STR if c.tier_header == "off" else self.text(c.tier_header.lower()),
                 "trusted": self.trusted(),
                 "listeners": self.b.array(
                     "listener",

@@ -15,6 +15,7 @@ from typing import Annotated, Any, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from gwcore.config import degrade
 from gwcore.config.base import split_address
 from gwcore.config.certs import read as read_material
 from gwcore.config.certs import read_upstream
@@ -400,6 +401,12 @@ def load_text(text: str, name: str = "<config>", base: Path | None = None) -> Lo
         config = Config.model_validate(data)
         warnings = _cross_checks(config, reader)
         _read_certificates(config, reader, base or Path(), warnings)
+        degrade.check(
+            config,
+            base or Path(),
+            lambda path, text: reader.error(reader.place(*path), path, text),
+            lambda path, text: warnings.append(ConfigError(reader.name, *reader.place(*path), dotted(path), text)),
+        )
     except ValidationError as invalid:
         for e in invalid.errors():
             path = _clean(e["loc"], data)

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from gwcore._speedups.path import normalise
-from gwcore.config.base import FRAMING, TOKEN, Model, known_methods
+from gwcore.config.base import TOKEN, Model, check_headers, known_methods
+from gwcore.config.degrade import Ladder
 from gwcore.config.units import Duration, Rate, Size
 
 
@@ -73,16 +74,6 @@ class Match(Model):
         return self
 
 
-def _check_headers(value: dict[str, str], what: str) -> None:
-    for name, text in value.items():
-        if not TOKEN.fullmatch(name):
-            raise ValueError(f"{what}: {name!r} is not a header name")
-        if name.lower() in FRAMING:
-            raise ValueError(f"{what}: {name} belongs to the framing of messages, which is the gateway's; remove it")
-        if not re.fullmatch(r"[\t -~\x80-\xff]*", text):
-            raise ValueError(f"{what}: the value of {name} holds a control character or one beyond Latin-1")
-
-
 class HeaderEdits(Model):
     set: dict[str, str] = {}
     """Replace all lines of a field by one."""
@@ -93,9 +84,9 @@ class HeaderEdits(Model):
 
     @model_validator(mode="after")
     def _names(self) -> HeaderEdits:
-        _check_headers(self.set, "set")
-        _check_headers(self.add, "add")
-        _check_headers(dict.fromkeys(self.remove, ""), "remove")
+        check_headers(self.set, "set")
+        check_headers(self.add, "add")
+        check_headers(dict.fromkeys(self.remove, ""), "remove")
         return self
 
 
@@ -123,7 +114,7 @@ class Respond(Model):
 
     @model_validator(mode="after")
     def _check(self) -> Respond:
-        _check_headers(self.headers, "headers")
+        check_headers(self.headers, "headers")
         if "date" in {name.lower() for name in self.headers}:
             raise ValueError("headers: Date is the gateway's; remove it")
         if self.body and self.status in (204, 304):
@@ -193,7 +184,10 @@ class Route(Model):
     response_headers: HeaderEdits = HeaderEdits()
     """Changes to the answer's fields."""
     tier: Literal["P0", "P1", "P2"] = "P1"
-    """Business tier: P2 is refused first under load, then P1, P0 last (`overload`, `upstreams.*.concurrency`, `pool.queue.order`)."""
+    """Business tier: P2 is refused first under load, then P1, P0 last (`overload`, `upstreams.*.concurrency`, `pool.queue.order`); `tiers` says what
+    it promises."""
+    degrade: Ladder | None = None
+    """Overrides `degrade` of the route's tier."""
     upgrade: Annotated[list[str], BeforeValidator(_upgrade, json_schema_input_type=list[str] | Literal["off"])] = ["websocket"]
     """Protocols that a client may switch to (the tokens of Upgrade); of other requests the two fields are dropped. `off` = none."""
     trailers: bool = False

@@ -12,7 +12,9 @@ from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model
 from gwcore.config.base import TOKEN, Address, Model, own_field, split_address
 from gwcore.config.cache import Cache
 from gwcore.config.certs import Material
+from gwcore.config.degrade import Degrade
 from gwcore.config.routes import Route
+from gwcore.config.tiers import Tiers
 from gwcore.config.tls import ListenerTls, Redis, Tls
 from gwcore.config.units import Duration, Rate, Size, format_size
 from gwcore.config.upstreams import Upstream
@@ -273,6 +275,12 @@ class Config(Model):
     ] = Overload()
     """What a worker does under pressure. Its load is the highest of memory, busy connections, descriptors, lateness of the loop and wait for the
     CPU, each as a share of what there is, over a second; `off` = nothing."""
+    tiers: Tiers = Tiers()
+    """What each tier promises: `{P1: {availability: 99.95%, latency: 500ms}}`."""
+    tier_header: TextOrOff = "off"
+    """Field by which a trusted proxy chooses the tier of a request: P0, P1 or P2, such as `X-Gwcore-Tier`. `off` = none."""
+    degrade: Degrade = Degrade()
+    """What requests may get, by tier, when their upstream does not answer; a route overrides it with its own `degrade`."""
     trusted_proxies: list[str] = []
     """Networks whose X-Forwarded-* and request ids are believed."""
     via: Via = Via()
@@ -291,6 +299,11 @@ class Config(Model):
                 f"deadline.header and request_id.header are both {self.deadline.header}: give one of them another name"
             )
         return self
+
+    @field_validator("tier_header")
+    @classmethod
+    def _tier_field(cls, value: str) -> str:
+        return own_field(value, "a tier")
 
     @model_validator(mode="after")
     def _redis(self) -> Config:
