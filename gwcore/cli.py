@@ -111,6 +111,41 @@ def doctor(as_json: bool) -> None:
     sys.exit(1 if any(f.level == "serious" for f in findings) else 0)
 
 
+@main.command()
+@CONFIG
+@click.option("--window", type=click.Choice(["5m", "1h", "24h", "30d"]), help="This one only.")
+@click.option("--json", "as_json", is_flag=True, help="All figures, as JSON.")
+def sla(path: str, window: str | None, as_json: bool) -> None:
+    """How a running gateway keeps what its tiers promise."""
+    from gwcore.sla import table
+
+    report = json.loads(_ask(path, "/status"))["sla"]
+    click.echo(json.dumps(report, indent=2) if as_json else table(report, window or ""))
+
+
+@main.command()
+@CONFIG
+@click.option("--route", help="Requests of this route …")
+@click.option("--tier", help="… or of this tier …")
+@click.option("--upstream", help="… or to this upstream.")
+@click.option("--for", "for_", help="For so long: 10m, 2h.")
+@click.option("--off", is_flag=True, help="Back to live.")
+def degrade(path: str, route: str | None, tier: str | None, upstream: str | None, for_: str | None, off: bool) -> None:
+    """Switch requests of a running gateway from live to the rest of their ladder, for a time. Without options: what is switched."""
+    from urllib.parse import urlencode
+
+    from gwcore.admin.degrade import describe
+
+    what = {k: v for k, v in (("route", route), ("tier", tier), ("upstream", upstream)) if v}
+    if not what and not for_ and not off:
+        click.echo(describe(json.loads(_ask(path, "/status"))["degrade"]))
+        return
+    if len(what) != 1 or bool(for_) == off:
+        raise click.UsageError("give one of --route, --tier and --upstream, and --for or --off")
+    query = urlencode({**what, **({"state": "off"} if off else {"for": for_})})
+    click.echo(describe(json.loads(_ask(path, f"/degrade?{query}", "POST"))["switches"]))
+
+
 @main.group()
 def cache() -> None:
     """Copies of answers in a running gateway."""

@@ -68,6 +68,7 @@ class Supervisor:
         from gwcore.discovery import Discovery
         from gwcore.events import Events
         from gwcore.health import HealthChecks
+        from gwcore.sla import Attainment
         from gwcore.sockets import Listeners
         from gwcore.tickets import TicketKeys
 
@@ -90,6 +91,7 @@ class Supervisor:
         self.last_reload: dict[str, Any] = {}
         self.reloads = {"ok": 0, "refused": 0}
         self.opens = Opens()
+        self.attainment = Attainment()
         self.reloading = asyncio.Lock()
         self.loop = asyncio.get_running_loop()
         self.done: asyncio.Future[int] = self.loop.create_future()
@@ -112,6 +114,8 @@ class Supervisor:
 
     async def run(self) -> int:
         """Start, serve until the end; returns the exit status. SetupError when something needed cannot be had."""
+        from gwcore.sla import read_state
+
         legacy = upgrade.receive()
         self.inherit(legacy)
         await self.tickets.begin(self.config, upgrade.read(legacy.secrets))
@@ -132,11 +136,17 @@ class Supervisor:
         self.health.use(self.config)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())  # an upgrade blocks them on its way here
         self.make_copies(self.config)
+        if self.config.sla.file != "off":
+            why = read_state(self.attainment, self.config.sla.file)
+            if why:
+                say(why)
+        self.attainment.note(time.time(), {})
         self.crew.start(self.compile(self.config), self.addresses, self.commit_words(), log_fd)
         self.loop.call_later(WATCH_S, self.watch)
         self.loop.call_later(PING_S, self.ping)
         self.look_at_certificates()
         status = await self.done
+        self.note_promises(last=True)
         self.health.stop()
         self.discovery.stop()
         await self.tickets.stop()
@@ -416,6 +426,7 @@ class Supervisor:
         )
         legacy.secrets = upgrade.leave(self.tickets.legacy())
         legacy.health = upgrade.leave(self.health.legacy())
+        self.note_promises(last=True)
         try:
             upgrade.become(legacy, self.arguments)
         except OSError as why:
@@ -428,6 +439,7 @@ class Supervisor:
         now = time.monotonic()
         self.take_events()
         self.opens.note(now, self.segment.upstream_opens())
+        self.note_promises()
         for i, (told, when) in enumerate(self.alarms):
             figures = self.segment.worker_figures(i)
             news = figures["accept_paused"] - told
@@ -439,6 +451,21 @@ class Supervisor:
                 self.alarms[i] = (figures["accept_paused"], now)
         if not self.done.done():
             self.loop.call_later(WATCH_S, self.watch)
+
+    def note_promises(self, last: bool = False) -> None:
+        """Note how promises are kept, and write that down when it is time, or at the end."""
+        from gwcore.sla import SAVED_S, write_state
+
+        now = time.time()
+        if not last and not self.attainment.due(now):
+            return
+        self.attainment.note(now, self.segment.sla())
+        path = self.config.sla.file
+        if path != "off" and (last or not 0 <= now - self.attainment.saved < SAVED_S):
+            self.attainment.saved = now
+            why = write_state(self.attainment, path)
+            if why:
+                say(why)
 
     def take_events(self) -> None:
         """Tell of the transitions of breakers since the last time."""

@@ -175,10 +175,10 @@ def plane(text: str, **kw: Any) -> Iterator[PlaneThread]:
 class Upstream:
     """A server whose handler gets each connection as (socket, recorder). `seen` has the bytes of every connection."""
 
-    def __init__(self, handler: Callable[[Conversation], None]):
+    def __init__(self, handler: Callable[[Conversation], None], port: int = 0):
         self.handler = handler
         self.seen: list[bytearray] = []
-        self.server = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self.server = socket.create_server(("127.0.0.1", port), backlog=1024)
         self.port = self.server.getsockname()[1]
         self.open: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()

@@ -17,6 +17,7 @@ from gwcore._speedups.plan cimport (
     PART_TIER, Ladder, Part, PlanHead, ladder_part, plan_ladder, plan_text,
 )
 from gwcore._speedups.reasons cimport R_CONCURRENCY_LIMIT, R_DEADLINE, R_DEGRADE_REFUSED, R_OVERLOAD, SIDE_UPSTREAM, reason_row
+from gwcore._speedups.shm cimport SWITCHES, SWITCH_ROUTE, SWITCH_TIER, Switch, gw_atomic_load, gw_atomic_load64
 from gwcore._speedups.story cimport DEGRADED_STATIC
 
 cdef enum:
@@ -117,15 +118,30 @@ cdef void keep_header(Buf *b, const Head *h, const char *name, size_t n) noexcep
 
 
 cdef bint ladder_holds(Worker *w, Exchange *x) noexcept nogil:
-    """The upstream is chosen: is the request answered by the static step without asking it? So while it is at level 2 and its breaker is closed; an
-    open one refuses by itself, and lets those through that find out whether it is well again."""
-    if x.ladder == NULL or x.ladder.status == 0 or x.tier != 2 or x.client.sink or not x.upstream.breaker.on:
+    """The upstream is chosen: is the request answered by the static step without asking it? So while an operator wants that, and while the upstream is
+    at level 2 and its breaker is closed; an open one refuses by itself, and lets those through that find out whether it is well again."""
+    if x.ladder == NULL or x.ladder.status == 0 or x.client.sink or x.upgrade:
+        return False
+    if gw_atomic_load(&w.segment.switched) and switched(w, x):
+        return True
+    if x.tier != 2 or not x.upstream.breaker.on:
         return False
     if x.upstream.breaker.cell.level == 0:
         return False
     if <int64_t>w.now_us >= x.upstream.breaker.cell.due_us:
         upstream_tick(w, x.upstream)         # or it would never fall while nobody is let through
     return x.upstream.breaker.cell.level == 2 and cell_state(x.upstream.breaker.cell) == BRK_CLOSED
+
+
+cdef bint switched(Worker *w, const Exchange *x) noexcept nogil:
+    """Has an operator switched the request's route, tier or upstream to the ladder?"""
+    cdef const Switch *s = w.segment.switches
+    cdef uint32_t i, slot
+    for i in range(min(gw_atomic_load(&w.segment.switched), <uint32_t>SWITCHES)):
+        slot = x.route.slot if s[i].kind == SWITCH_ROUTE else x.tier if s[i].kind == SWITCH_TIER else x.upstream.slot
+        if s[i].slot == slot and gw_atomic_load64(&s[i].until_ms) > w.now_ms:
+            return True
+    return False
 
 
 # ---- the static step ----------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ cdef enum:
     HIST_CELLS = 161
     CLOSE_REASONS = 11
     REASON_CELLS = 96
+    SWITCHES = 32
     CLIENT_ROWS = 4
     CLIENT_CELLS = 32768
 
@@ -164,6 +165,13 @@ cdef struct TicketRing:      # written by the supervisor, read by every worker
     uint32_t unused
     TicketKey keys[8]
 
+cdef enum SwitchKind: SWITCH_ROUTE, SWITCH_TIER, SWITCH_UPSTREAM
+
+cdef struct Switch:          # an operator wants the ladder, not live
+    uint64_t until_ms        # of CLOCK_MONOTONIC; 0 = free. Written last, by the supervisor
+    uint32_t kind            # SwitchKind
+    uint32_t slot            # of the route or upstream; number of the tier
+
 cdef struct Segment_:
     uint32_t magic
     uint32_t layout
@@ -176,6 +184,9 @@ cdef struct Segment_:
     Budget budgets[256]      # of retries, by upstream
     LimitCell limits[256]
     TicketRing tickets
+    uint32_t switched        # places of `switches` that may be in use; 0: nobody looks
+    uint32_t unused_too
+    Switch switches[32]
     uint64_t store_off       # of the store of sessions
     uint64_t breakers_off    # of the ring of their transitions; behind it the cells
 

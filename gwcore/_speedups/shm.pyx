@@ -19,6 +19,7 @@ CLOSE_WORDS = ("idle", "max_requests", "max_age", "peer", "error", "stale", "evi
 HEALTH_WORDS = ("unknown", "up", "down", "back")         # EndpointHealth
 RETRY_WORDS = ("connect", "stale", "reset", "timeout", "status")
 SHED_WORDS = ("overload", "concurrency_limit", "queue_full", "queue_timeout")
+SWITCH_KINDS = ("route", "tier", "upstream")             # SwitchKind
 SLA_WORDS = ("met", "late", "degraded", "failed")        # Outcome
 LOAD_WORDS = ("memory", "connections", "descriptors", "lag", "cpu")
 MAGIC = 0x73637767
@@ -213,6 +214,45 @@ cdef class Segment:
         if not 0 <= worker < self.mem.workers:
             raise IndexError(worker)
         return worker_figures(self, worker)
+
+    def switch(self, kind: str, name: str, until_ms: int) -> bool:
+        """Switch requests of a route, tier or upstream (kind) to their ladder until then (CLOCK_MONOTONIC, ms; 0 = back to live). False: no
+        place is free."""
+        cdef Switch *w
+        cdef Switch *free = NULL
+        cdef uint32_t what = SWITCH_KINDS.index(kind)
+        cdef uint32_t slot = int(name[1]) if kind == "tier" else self.slot(kind, name)
+        cdef uint64_t now_ms = time.monotonic_ns() // 1_000_000
+        for i in range(SWITCHES):
+            w = &self.mem.switches[<int>i]
+            if w.until_ms > now_ms and w.kind == what and w.slot == slot:
+                free = w
+                break
+            if free == NULL and w.until_ms <= now_ms:
+                free = w
+        if until_ms and free == NULL:
+            return False
+        if free != NULL and (until_ms or free.until_ms > now_ms):
+            gw_atomic_store64(&free.until_ms, 0)
+            free.kind, free.slot = what, slot
+            gw_atomic_store64(&free.until_ms, until_ms)
+        last = 0
+        for i in range(SWITCHES):
+            if self.mem.switches[<int>i].until_ms > now_ms:
+                last = i + 1
+        gw_atomic_store(&self.mem.switched, last)
+        return True
+
+    def switches(self) -> list[tuple[str, str, int]]:
+        """Kind, name and until_ms of the places in use, be their time over or not."""
+        out = []
+        for i in range(SWITCHES):
+            w = self.mem.switches[<int>i]
+            if w.until_ms:
+                kind = SWITCH_KINDS[w.kind]
+                names = [f"P{w.slot}"] if kind == "tier" else [n for n, slot in self.names[kind].items() if slot == w.slot]
+                out.append((kind, names[0] if names else "other", w.until_ms))
+        return out
 
     def sla(self) -> dict[str, dict[str, dict[str, int]]]:
         """Outcomes so far, by route and tier, of those that have any; cheap enough to be asked every few seconds."""

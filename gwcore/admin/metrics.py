@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 import gwcore
-from gwcore.admin import cache, resilience
+from gwcore.admin import cache, degrade, resilience
 from gwcore.admin.endpoints import endpoints
 from gwcore.admin.figures import connection_figures, memory_by_kind
 
@@ -118,6 +118,7 @@ class SegmentCollector(Collector):
             load.add_metric([str(number)], w["load"])
         yield load
         yield from _tiers(snap["tiers"])
+        yield from degrade.metrics(s)
         most = s.config.metrics.max_series // 2  # routes and upstreams share it by halves
         yield from _routes(fold(snap["routes"], most))
         upstreams = fold(snap["upstreams"], most)

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from gwcore.admin import cache, resilience
+from gwcore.admin import cache, degrade, resilience
 from gwcore.admin.metrics import CONTENT_TYPE, render
 from gwcore.admin.status import build
 
@@ -53,6 +53,12 @@ def build_app(s: Supervisor) -> Starlette:
         if from_a_page(request):
             return PlainTextResponse("a page in a browser may not force breakers\n", 403)
         result, code = resilience.force(s, request.query_params)
+        return JSONResponse(result, code)
+
+    async def switch(request: Request) -> Response:
+        if from_a_page(request):
+            return PlainTextResponse("a page in a browser may not degrade requests\n", 403)
+        result, code = degrade.switch(s, request.query_params)
         return JSONResponse(result, code)
 
     async def healthz(_: Request) -> Response:
@@ -105,6 +111,7 @@ def build_app(s: Supervisor) -> Starlette:
             Route("/status", guarded(status)),
             Route("/status/events", guarded(events)),
             Route("/breakers", guarded(breakers), methods=["POST"]),
+            Route("/degrade", guarded(switch), methods=["POST"]),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/sessions/forget", guarded(forget), methods=["POST"]),

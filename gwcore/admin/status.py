@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import gwcore
 from gwcore._speedups.plane import sizes
-from gwcore.admin import cache, resilience
+from gwcore.admin import cache, degrade, resilience
 from gwcore.admin.endpoints import endpoints
 from gwcore.admin.figures import connection_figures, memory_by_kind
 
@@ -55,6 +55,8 @@ def build(s: Supervisor) -> dict[str, Any]:
         "reasons": snapshot["reasons"],
         "routes": snapshot["routes"],
         "tiers": snapshot["tiers"],
+        "sla": degrade.status(s),
+        "degrade": degrade.switches(s),
         "upstreams": snapshot["upstreams"],
         "endpoints": endpoints(s),
     }

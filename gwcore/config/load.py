@@ -291,6 +291,17 @@ def _log_path(path: str, reader: _Reader, warn: Callable[[tuple[Any, ...], str],
         warn(at, f"{path} cannot be written to by this user; the gateway's must be able to")
 
 
+def _sla_path(path: str, reader: _Reader) -> None:
+    """Could the file be written?"""
+    at = ("sla", "file")
+    if path == "off":
+        return
+    if Path(path).is_dir():
+        reader.error(reader.place(*at), at, f"{path} is a directory; write a file in it")
+    elif not Path(path).absolute().parent.is_dir():
+        reader.error(reader.place(*at), at, f"there is no directory {Path(path).absolute().parent}; make it")
+
+
 def _cross_checks(config: Config, reader: _Reader) -> list[ConfigError]:
     """What takes more than one model to see. Errors go to the reader; warnings are returned."""
     warnings: list[ConfigError] = []
@@ -302,6 +313,7 @@ def _cross_checks(config: Config, reader: _Reader) -> list[ConfigError]:
 
     _addresses(config, reader)
     _log_path(config.access_log.path, reader, warn)
+    _sla_path(config.sla.file, reader)
     if config.buffers.total != "auto" and config.buffers.total < LOW_MEMORY:
         warn(
             ("buffers", "total"),

@@ -14,7 +14,7 @@ from gwcore.config.cache import Cache
 from gwcore.config.certs import Material
 from gwcore.config.degrade import Degrade
 from gwcore.config.routes import Route
-from gwcore.config.tiers import Tiers
+from gwcore.config.tiers import Sla, Tiers
 from gwcore.config.tls import ListenerTls, Redis, Tls
 from gwcore.config.units import Duration, Rate, Size, format_size
 from gwcore.config.upstreams import Upstream
@@ -277,6 +277,8 @@ class Config(Model):
     CPU, each as a share of what there is, over a second; `off` = nothing."""
     tiers: Tiers = Tiers()
     """What each tier promises: `{P1: {availability: 99.95%, latency: 500ms}}`."""
+    sla: Sla = Sla()
+    """How promises are watched."""
     tier_header: TextOrOff = "off"
     """Field by which a trusted proxy chooses the tier of a request: P0, P1 or P2, such as `X-Gwcore-Tier`. `off` = none."""
     degrade: Degrade = Degrade()

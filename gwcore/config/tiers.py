@@ -36,6 +36,11 @@ class Promise(Model):
     """Up to the head of the answer."""
 
 
+class Sla(Model):
+    file: Annotated[str, BeforeValidator(lambda v: "off" if v is False else v, json_schema_input_type=str)] = "off"
+    """File in which the figures of the windows (up to 30 days) outlive a restart; written once a minute and at the end. `off` = they begin anew."""
+
+
 class Tiers(Model):
     P0: Promise = Promise(availability=0.9999, latency="100ms")  # type: ignore[arg-type]
     """Passed through, never degraded."""

@@ -186,3 +186,36 @@ def test_an_open_breaker_falls_too():
         p.at_rest()
         assert sla(p, "p2") == {"P2": {"degraded": asked}}
         p.at_rest()
+
+
+def test_the_operators_switch(upstream: Make):
+    def serve(c: Conversation) -> None:
+        while True:
+            c.request()
+            c.send(ok(b"live"))
+
+    with plane(config(upstream(serve).address)) as p:
+        far = time.monotonic_ns() // 1_000_000 + 3_600_000
+        for kind, name in (("route", "p2"), ("tier", "P2"), ("upstream", "be")):
+            assert asks(p, "/p2").body == b"live"
+            assert p.segment.switch(kind, name, far)
+            r = asks(p, "/p2")
+            assert r.get("X-Gwcore-Degraded") == "static" and asks(p, "/p0").body == asks(p, "/p1").body == b"live"
+            assert p.segment.switch(kind, name, 0) and p.segment.switches() == []
+        assert p.segment.switch("route", "p1", far) and asks(p, "/p2").body == b"live"  # another one
+        assert p.segment.switch("route", "p2", time.monotonic_ns() // 1_000_000 + 300)
+        assert asks(p, "/p2").body != b"live"
+        wait_until(lambda: asks(p, "/p2").body == b"live")  # its time is over
+        assert p.reasons()["degrade_refused"] >= 4
+        p.at_rest()
+
+
+def test_a_segment_has_room_for_so_many_switches():
+    from gwcore._speedups.shm import Segment
+
+    s = Segment.create(1)
+    far = time.monotonic_ns() // 1_000_000 + 3_600_000
+    assert [s.switch("route", f"r{i}", far) for i in range(34)] == [True] * 32 + [False] * 2
+    assert s.switch("route", "r7", 0) and s.switch("tier", "P2", far)
+    assert s.switch("route", "never", 0)  # off already
+    assert ("tier", "P2", far) in s.switches() and len(s.switches()) == 32

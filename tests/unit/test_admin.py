@@ -23,6 +23,7 @@ from gwcore.config.load import load_text
 from gwcore.crew import Plan, Slot
 from gwcore.events import Events
 from gwcore.health import HealthChecks
+from gwcore.sla import Attainment
 
 SECRET = "do-not-tell-anyone"
 CONFIG = """
@@ -55,7 +56,7 @@ def gateway():
         crew = SimpleNamespace(slots=[Slot(0, pid=11), Slot(1, pid=12)], plan=Plan(1, -1), elders=[], copies=None)
         return Gateway(
             loaded=load_text(CONFIG % token), config=load_text(CONFIG % token).config, config_path="/etc/gw.yaml", segment=segment, breakers=Breakers(segment), events=Events(),
-            crew=crew, discovery=SimpleNamespace(status=dict), tickets=SimpleNamespace(status=dict), certs=SimpleNamespace(status=list), health=SimpleNamespace(watched={}, tallies={}), state="serving", opens=Opens(), started=1.0, upgrades=0, reloads={"ok": 0, "refused": 0}, last_reload={}, reloaded=0, good=True,
+            crew=crew, discovery=SimpleNamespace(status=dict), tickets=SimpleNamespace(status=dict), certs=SimpleNamespace(status=list), health=SimpleNamespace(watched={}, tallies={}), state="serving", opens=Opens(), attainment=Attainment(), started=1.0, upgrades=0, reloads={"ok": 0, "refused": 0}, last_reload={}, reloaded=0, good=True,
         )  # fmt: skip
 
     return make
