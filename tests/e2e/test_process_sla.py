@@ -106,7 +106,7 @@ def test_an_upstream_killed_under_load_by_tier(killable, tmp_path: Path):
         assert kinds[0] is False and kinds[-1] is True
 
         status = gw.status()
-        routes = {r: t for r, t in status["sla"]["routes"].items()}
+        routes = status["sla"]["routes"]
         assert routes["p2"]["P2"]["5m"]["attainment"] == 1.0 and routes["p2"]["P2"]["5m"]["degraded"] > 0.3
         assert routes["p0"]["P0"]["5m"]["burn_rate"] > 1 > routes["p0"]["P0"]["5m"]["attainment"]
         asked = routes["p0"]["P0"]["30d"]["requests"]
