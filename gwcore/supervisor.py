@@ -201,10 +201,16 @@ class Supervisor:
 
     def commit_words(self) -> dict[str, Any]:
         """What every worker must know beside the plan: of the end, for it may come without us, and of sessions in Redis."""
+        from gwcore import copies_redis
         from gwcore.sessions import settings
 
         t = self.config.timeouts
-        return {"drain_s": t.drain, "drain_tunnels_s": t.drain_tunnels, "sessions": settings(self.config)}
+        return {
+            "drain_s": t.drain,
+            "drain_tunnels_s": t.drain_tunnels,
+            "sessions": settings(self.config),
+            "copies": copies_redis.settings(self.config),
+        }
 
     def start_task(self, work: Coroutine[Any, Any, Any]) -> None:
         task = self.loop.create_task(work)

@@ -18,6 +18,7 @@ import uvloop
 
 from gwcore._speedups.plane import Plane
 from gwcore.control import Channel
+from gwcore.copies_redis import SharedCopies
 from gwcore.sessions import SharedSessions
 
 DRAIN_LOOK_S = 0.02
@@ -34,6 +35,7 @@ class Worker:
         self.plane = Plane(number, segment_fd)
         self.loop = asyncio.get_running_loop()
         self.sessions = SharedSessions(self.plane)
+        self.copies = SharedCopies(self.plane)
         self.done: asyncio.Future[int] = self.loop.create_future()
         self.serving = False
         self.drain_since = 0.0
@@ -52,6 +54,7 @@ class Worker:
         finally:
             self.loop.remove_reader(self.plane.fileno())
             self.sessions.stop()
+            self.copies.stop()
             self.plane.close()
 
     def handle(self, message: dict[str, Any], fds: list[int]) -> None:
@@ -99,11 +102,19 @@ class Worker:
         else:
             self.channel.send("ready", version=version)
 
-    def on_commit(self, version: int, drain_s: float, drain_tunnels_s: float, sessions: dict[str, Any] | None = None) -> None:
+    def on_commit(
+        self,
+        version: int,
+        drain_s: float,
+        drain_tunnels_s: float,
+        sessions: dict[str, Any] | None = None,
+        copies: dict[str, Any] | None = None,
+    ) -> None:
         self.preparing.discard(version)
         self.drain_s, self.drain_tunnels_s = drain_s, drain_tunnels_s
         self.plane.commit(version)
         self.sessions.use(sessions)
+        self.copies.use(copies)
         self.serving = True
         self.channel.send("committed", version=version)
         self._collect()

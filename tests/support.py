@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import uvloop
+from gwcore._speedups.copystore import CopyStore
 from gwcore._speedups.plane import Plane
 from gwcore._speedups.shm import Segment
 
+from gwcore import copies_redis
 from gwcore.config.compile import compile_plan, system_addresses
 from gwcore.config.load import load_text
+from gwcore.copies_redis import SharedCopies
 from gwcore.sessions import SharedSessions, settings
 
 SLACK = 5.0 if os.environ.get("GWCORE_SANITIZED") else 1.0  # one factor for slow machines and builds
@@ -52,6 +55,7 @@ class PlaneThread:
         number: int = 0,
         address: str = "",
         segment: Segment | None = None,
+        copies: CopyStore | None = None,
     ):
         self.listener = listener and f", {listener}"
         self.addresses, self.number = addresses or system_addresses, number
@@ -59,6 +63,7 @@ class PlaneThread:
         self.sock = socket.create_server(("127.0.0.1", self.port), backlog=1024)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.segment = segment or Segment.create(workers)
+        self.copies = copies  # the machine's store of copies
         self.address = address or f"127.0.0.1:{self.port}"  # as the configuration has it
         self.version = 0
         self.ready = threading.Event()
@@ -78,6 +83,9 @@ class PlaneThread:
             try:
                 self.plane = Plane(self.number, self.segment.fd)
                 self.sessions = SharedSessions(self.plane)
+                if self.copies is not None:
+                    self.plane.use_copies(self.copies.fd)
+                self.shared_copies = SharedCopies(self.plane)
                 self._use(text)
                 if self.log:
                     fd = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -93,6 +101,7 @@ class PlaneThread:
             await self.stop.wait()
             self.loop.remove_reader(self.plane.fileno())
             self.sessions.stop()
+            self.shared_copies.stop()
             self.plane.close()
 
         uvloop.run(amain())
@@ -108,6 +117,7 @@ class PlaneThread:
         os.close(fd)
         self.plane.commit(self.version)
         self.sessions.use(settings(config))
+        self.shared_copies.use(copies_redis.settings(config))
 
     def call(self, f: Callable[[], Any]) -> Any:
         """Run f in the plane's loop."""

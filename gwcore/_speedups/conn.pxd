@@ -2,6 +2,7 @@
 from gwcore._speedups.buffer cimport Buf, BufPool, ByteQueue
 from gwcore._speedups.copenssl cimport SSL_CTX
 from gwcore._speedups.copies cimport Copies
+from gwcore._speedups.copymail cimport CopyMail
 from gwcore._speedups.handshakes cimport Crew
 from gwcore._speedups.head cimport Head
 from gwcore._speedups.outlist cimport OutList
@@ -147,6 +148,7 @@ cdef struct Worker:          # one per process; the context of everything
     Lane *lane
     Segment_ *segment
     Copies *copies           # of answers; NULL = none are kept
+    CopyMail copymail        # what Python is to do about them
     Link held                # Node: client connections not read while the log's ring is full
     Link serve               # upstreams whose queue may move on
     LocalPlan *plan          # the current one

@@ -82,6 +82,7 @@ cdef struct CopyLane:        # of one process; it alone writes it
     uint64_t dropped         # by key or by purge
     uint64_t leases
     uint64_t copied_bytes    # by promoted and kept
+    uint64_t redis[8]        # copystore.REDIS_WORDS
     uint64_t unused_too[4]
 
 cdef struct CopyStore_:      # what all processes share; at the beginning of the memory

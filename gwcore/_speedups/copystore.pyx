@@ -11,8 +11,8 @@ from libc.string cimport memset
 
 from gwcore._speedups.copies cimport (
     COPY_MAIN, COPY_RESULTS, COPY_SMALL, Copy, CopyKey, CopyLane, CopyMeta, CopyRing, CopyStore_, CopyText, copies_bytes, copies_format,
-    copies_lane, copies_map, copies_retire, copies_tables, copies_turn_begin, copies_turn_end, copies_unmap, copy_at, copy_body, copy_drop, copy_epoch, copy_find,
-    copy_head, copy_indexed, copy_key, copy_tags, copy_text,
+    copies_epoch, copies_lane, copies_map, copies_retire, copies_tables, copies_turn_begin, copies_turn_end, copies_unmap, copy_at, copy_body, copy_drop, copy_epoch, copy_find,
+    copy_head, copy_indexed, copy_key, copy_named, copy_search, copy_tags, copy_text,
 )
 from gwcore._speedups.copyput cimport copy_put
 from gwcore._speedups.copypurge cimport PURGE_PREFIX, PURGE_TAG, PURGE_URL, Purge, purge_begin, purge_some
@@ -21,7 +21,10 @@ from gwcore._speedups.sys cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE,
 from gwcore._speedups.types cimport RC_OK
 
 RESULT_WORDS = ("stored", "large", "busy", "wait", "outdated")           # CopyResult
+REDIS_WORDS = ("hits", "misses", "bad", "errors", "skipped", "written", "dropped", "us")    # us: the time of look-ups
 LEASE_WORDS = ("taken", "held", "full")
+META = ("stored_ms", "fresh_ms", "revalidate_ms", "error_ms", "usable_ms", "keep_ms", "salt", "age_s", "flags", "status", "variants", "unused", "url",
+        "etag", "last_modified", "vary")
 PURGE_KINDS = {"url": PURGE_URL, "prefix": PURGE_PREFIX, "tag": PURGE_TAG}
 PURGE_PAUSE_S = 0.0002
 PURGE_MOST_S = 10.0
@@ -43,6 +46,11 @@ cdef make_key(CopyStore s, CopyKey *k, bytes key, hash_):
     copy_key(&s.own, k, key, len(key))
     if hash_ is not None:
         k.hash = hash_
+
+
+cdef dict found(const Copy *c):
+    return {"key": copy_text(c)[:c.key_len], "head": copy_head(c)[:c.head_len], "tags": copy_tags(c)[:c.tags_len],
+            "body": copy_body(c)[:c.body_len], "uses": c.uses, **c.meta}
 
 
 cdef class CopyStore:
@@ -123,11 +131,45 @@ cdef class CopyStore:
         c = copy_find(&self.own, &k)
         out = None
         if c != NULL:
-            out = {"key": copy_text(c)[:c.key_len], "head": copy_head(c)[:c.head_len], "tags": copy_tags(c)[:c.tags_len],
-                   "body": PyMemoryView_FromMemory(<char *>copy_body(c), c.body_len, PyBUF_READ) if hold else copy_body(c)[:c.body_len], "uses": c.uses, **c.meta}
+            out = found(c)
+            if hold:
+                out["body"] = PyMemoryView_FromMemory(<char *>copy_body(c), c.body_len, PyBUF_READ)
         if not hold:
             copies_turn_end(&self.own)
         return out
+
+    def look(self, key: bytes) -> dict | None:
+        """As `find`, but it is no use."""
+        cdef CopyKey k
+        cdef uint64_t word
+        cdef bint reading = self.own.reading
+        copy_key(&self.own, &k, key, len(key))
+        copies_turn_begin(&self.own)
+        out = None
+        if copy_search(&self.own, &k, &word) != NULL:
+            out = found(copy_named(&self.own, word))
+        if not reading:
+            copies_turn_end(&self.own)
+        return out
+
+    def keep(self, given: dict, epoch: int, now: int) -> str:
+        """Keep what `look` found, here or elsewhere, under its key."""
+        cdef CopyKey k
+        cdef CopyText texts[3]
+        cdef iovec iov[3]
+        cdef CopyMeta meta = {name: given[name] for name in META}
+        key = given["key"]
+        copy_key(&self.own, &k, <bytes>key, len(<bytes>key))
+        texts[0], texts[1], texts[2] = one(given["head"], &iov[0]), one(given["tags"], &iov[1]), one(given["body"], &iov[2])
+        return RESULT_WORDS[copy_put(&self.own, &k, &meta, &texts[0], &texts[1], &texts[2], epoch, now)]
+
+    def current(self, epoch: int) -> bool:
+        """Was nothing purged since that epoch was read that may be of its key?"""
+        return copies_epoch(&self.own, <uint64_t>epoch >> 54) == <uint64_t>epoch
+
+    def count_redis(self, what: str, n: int = 1) -> None:
+        """Count what became of a look-up, or of a copy to be written: a word of REDIS_WORDS."""
+        self.own.lane.redis[<int>REDIS_WORDS.index(what)] += n
 
     def turn(self, begin: bool) -> None:
         """Begin a turn, or end it."""
@@ -268,8 +310,11 @@ cdef class CopyStore:
         out = dict.fromkeys(("stored_bytes", "replaced", "ghosts", "promoted", "kept", "evicted", "evicted_small", "expired", "crowded", "dropped", "leases",
                              "copied_bytes"), 0)
         results = dict.fromkeys(RESULT_WORDS, 0)
+        redis = dict.fromkeys(REDIS_WORDS, 0)
         for p in range(m.processes):
             lane = copies_lane(&self.own, p)
+            for k, word in enumerate(REDIS_WORDS):
+                redis[word] += lane.redis[k]
             for k in range(COPY_RESULTS):
                 results[RESULT_WORDS[k]] += lane.results[k]
             for key, n in (("stored_bytes", lane.stored_bytes), ("replaced", lane.replaced), ("ghosts", lane.ghosts), ("promoted", lane.promoted),
@@ -281,5 +326,5 @@ cdef class CopyStore:
         rings = {}
         for k, word in enumerate(("small", "main")):
             rings[word] = {"size": m.rings[k].size, "bytes": m.rings[k].head - m.rings[k].tail, "waiting": m.rings[k].tail - m.rings[k].freed}
-        return {"size": m.bytes, "copies": copies, "bytes": rings["small"]["bytes"] + rings["main"]["bytes"], "rings": rings, "results": results,
+        return {"size": m.bytes, "copies": copies, "bytes": rings["small"]["bytes"] + rings["main"]["bytes"], "rings": rings, "results": results, "redis": redis,
                 "locked": m.lock != 0, **out}

@@ -4,36 +4,33 @@ import resource
 
 from gwcore._speedups import crypto
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
 from gwcore._speedups.buffer cimport bufs_close, bufs_init
-from gwcore._speedups.conn cimport C_IDLE, C_POOLED, LISTENERS_MAX, Conn, LocalPlan, Worker, worker_look
+from gwcore._speedups.conn cimport C_POOLED, LISTENERS_MAX, Conn, LocalPlan, Worker, worker_look
 from gwcore._speedups.connect cimport upstream_close
 from gwcore._speedups.copenssl cimport SSL_CTX, SSL_CTX_free
-from gwcore._speedups.copystore cimport CopyStore
 from gwcore._speedups.detached cimport detached_leave
 from gwcore._speedups.ends cimport client_end, exchange_fail
-from gwcore._speedups.greet cimport unpark
+from gwcore._speedups.errands cimport Errands
 from gwcore._speedups.handshakes cimport Crew, crew_start, crew_stop
-from gwcore._speedups.histogram cimport histogram_cell
 from gwcore._speedups.plan cimport ListenerSpec, PlanHead, Route, Str, UpstreamSpec, plan_refused, plan_route, plan_text, plan_upstream
 from gwcore._speedups.reactor cimport (
-    Listener, Reactor, clock_arm, listener_add, listener_drop, reactor_clock, reactor_close, reactor_close_idle, reactor_crew, reactor_drain,
+    Listener, clock_arm, listener_add, listener_drop, reactor_clock, reactor_close, reactor_close_idle, reactor_crew, reactor_drain,
     reactor_open,
 )
 from gwcore._speedups.reasons cimport R_DEADLINE
 from gwcore._speedups.regex cimport Regex, regex_compile, regex_free
 from gwcore._speedups.ring cimport ring_close, ring_open, ring_swap_fd
-from gwcore._speedups.sessions cimport Letter, mail_init, mail_take, mail_waits, session_add
-from gwcore._speedups.shm cimport Segment, TlsCell, segment_lane, segment_store
-from gwcore._speedups.slab cimport Slab, slab_at, slab_close, slab_get, slab_init
+from gwcore._speedups.sessions cimport mail_init
+from gwcore._speedups.shm cimport Segment, segment_lane, segment_store
+from gwcore._speedups.slab cimport Slab, slab_at, slab_close, slab_init
 from gwcore._speedups.splice cimport pipes_close
 from gwcore._speedups.story cimport X_TUNNEL, Exchange
-from gwcore._speedups.store cimport SESSION_BYTES, SESSION_ID, store_get, store_put
 from gwcore._speedups.sys cimport MAP_FAILED, MAP_SHARED, PROT_READ, mmap, munmap
-from gwcore._speedups.tls cimport CLAIM_WON, LOOKUP_WANTED, tls_io_close
+from gwcore._speedups.tls cimport tls_io_close
 from gwcore._speedups.tlsclient cimport client_build
 from gwcore._speedups.tlsjobs cimport jobs_close, jobs_waiting
 from gwcore._speedups.tlsserver cimport TlsServer, server_build, server_free
@@ -45,17 +42,14 @@ cdef enum:
     FD_RESERVE = 64          # for logs, control channels, Python
 
 
-cdef class Plane:
+cdef class Plane(Errands):
     """One worker's data plane.
 
     Plane(worker, segment_fd): worker is the lane number (0 to workers - 1), segment_fd a descriptor of the shared segment, which stays
     the caller's. Register `fileno()` with the loop and call `drain()` when it is readable. Plans go through prepare, commit (or
     discard). Not thread-safe, but for `prepare`, which touches nothing that `drain` uses.
     """
-    cdef Reactor r
     cdef Segment segment
-    cdef readonly CopyStore copies       # None = no copies are kept
-    cdef public object on_letters    # called with letters about sessions
     cdef dict prepared       # version -> address of a LocalPlan
     cdef Crew *crew          # threads of a prepared plan, until it is committed
     cdef LocalPlan *plans    # every plan that is still in use, the current one first
@@ -109,80 +103,7 @@ cdef class Plane:
         """Serve what is ready, about a millisecond at the most."""
         with nogil:
             reactor_drain(&self.r)
-        if mail_waits(&self.r.w.mail):
-            self._letters()
-
-    # ---- sessions kept beyond this machine (gwcore.sessions) ----
-
-    cdef _letters(self):
-        cdef Letter l
-        letters = []
-        while mail_take(&self.r.w.mail, &l):
-            letters.append((l.kind, l.handle, l.ttl_s, l.id[:SESSION_ID]))
-        if self.on_letters is not None:
-            self.on_letters(letters)
-        else:
-            for letter in letters:
-                self.resume(letter[1])
-
-    def ask_redis(self, on: bool) -> None:
-        """May handshakes wait for sessions? `on_letters` then gets lists of (kind, handle, ttl_s, id) from `drain`: 0 a handshake waits for `resume`,
-        1 a new session, 2 one that was used, 3 a handshake with early data waits: `resume` with claimed if Redis had the session and has it no more."""
-        self.r.w.mail.open = on
-
-    def resume(self, handle: int, claimed: bool = False) -> bool:
-        """Let a handshake go on that waits for its session; claimed: no other machine takes early data under it. False: nobody waits there any more."""
-        cdef Conn *c = <Conn *>slab_get(&self.r.w.clients, handle)
-        if c == NULL or c.state != C_IDLE or c.tls.away or c.tls.lookup != LOOKUP_WANTED:
-            return False
-        if claimed:
-            c.tls.claim = CLAIM_WON
-        unpark(&self.r.w, c)
-        clock_arm(&self.r.w)
-        return True
-
-    def session(self, id: bytes) -> bytes:
-        """A session of the machine's store; empty when it is not there."""
-        cdef uint8_t out[SESSION_BYTES]
-        cdef uint64_t due
-        cdef uint32_t n = store_get(segment_store(self.r.w.segment), id, out, self.r.w.wall_ms, &due) if len(id) == SESSION_ID else 0
-        return out[:n]
-
-    def put_session(self, id: bytes, session: bytes, ttl_s: float) -> bool:
-        """Put a session into the machine's store."""
-        cdef Worker *w = &self.r.w
-        cdef int kept = store_put(segment_store(w.segment), w.number, id, session, <uint32_t>len(session),
-                                  w.wall_ms + <uint64_t>(ttl_s * 1000), w.wall_ms) if len(id) == SESSION_ID else 0
-        session_add(&w.lane.tls.sessions_kept, kept != 0)
-        session_add(&w.lane.tls.sessions_evicted, kept == 2)
-        return kept != 0
-
-    def count_redis(self, what: str, seconds: float = -1.0, n: int = 1) -> None:
-        """Count what became of a look-up (hits, misses, errors, skipped) with its time, or of a session (written, dropped)."""
-        cdef TlsCell *c = &self.r.w.lane.tls
-        if what == "hits":
-            c.redis_hits += n
-        elif what == "misses":
-            c.redis_misses += n
-        elif what == "errors":
-            c.redis_errors += n
-        elif what == "skipped":
-            c.redis_skipped += n
-        elif what == "written":
-            c.redis_written += n
-        else:
-            session_add(&c.redis_dropped, n)
-        if seconds >= 0:
-            c.redis_us += <uint64_t>(seconds * 1e6)
-            c.redis_seconds[histogram_cell(<uint64_t>(seconds * 1e6))] += 1
-
-    # ---- copies of answers ----
-
-    def use_copies(self, fd: int) -> None:
-        """Keep copies in the store behind fd (which stays the caller's), from now on; once only."""
-        if self.copies is None:
-            self.copies = CopyStore.attach(fd, self.r.w.number)
-            self.r.w.copies = &self.copies.own
+        self._letters()
 
     # ---- plans ----
 

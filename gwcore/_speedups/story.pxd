@@ -26,6 +26,11 @@ cdef enum Degraded: DEGRADED_NO, DEGRADED_CACHE, DEGRADED_STATIC
 
 cdef enum BodyState: REQ_DONE, REQ_STREAM, REQ_DISCARD
 
+cdef enum Asked:             # does it wait for a copy from Redis?
+    ASKED_NOBODY
+    ASKED_WAITS
+    ASKED_DONE               # what there is is in the machine's store
+
 cdef struct Exchange:
     SlabItem item            # first member
     Waiter waiter            # while queued
@@ -122,6 +127,7 @@ cdef struct Exchange:
     uint8_t limited          # the limit, not the pool, had no place for it
     uint8_t turn             # it comes out of the queue
     uint8_t drowned          # it left the queue by controlled delay
+    uint8_t asked            # Asked
 
 cdef inline uint64_t by_deadline(const Exchange *x, uint64_t due_ms) noexcept nogil:
     """A time limit, or the deadline if that is sooner."""

@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from starlette.datastructures import QueryParams
 
+from gwcore.config.cache import shared
+
 if TYPE_CHECKING:
     from gwcore.supervisor import Supervisor
 
@@ -52,7 +54,15 @@ async def purge(s: Supervisor, query: QueryParams) -> tuple[dict[str, Any] | str
             purged += await asyncio.to_thread(s.crew.copies.purge, kind, text.encode())
     except TimeoutError as why:
         return f"{why}; {purged} copies are purged, try again\n", 503
-    return {"ok": True, "purged": purged}, 200
+    result = {"ok": True, "purged": purged}
+    if shared(s.config):
+        from gwcore import copies_redis
+
+        try:
+            result["redis"] = await copies_redis.purge(s.config, wanted)
+        except Exception as why:  # whatever a server or a network may do
+            return f"{purged} copies are purged here, but Redis does not do its part: {type(why).__name__}; try again\n", 502
+    return result, 200
 
 
 def metrics(s: Supervisor) -> Iterable[Any]:
@@ -77,3 +87,11 @@ def metrics(s: Supervisor) -> Iterable[Any]:
         if why != "stored":
             refused.add_metric([why], n)
     yield refused
+    redis = CounterMetricFamily("gwcore_cache_redis_total", "What became of look-ups and copies in Redis", labels=["event"])
+    for event, n in f["redis"].items():
+        if event != "us":
+            redis.add_metric([event], n)
+    yield redis
+    yield CounterMetricFamily(
+        "gwcore_cache_redis_seconds_total", "Time of look-ups of copies in Redis", value=f["redis"]["us"] / 1e6
+    )
