@@ -92,6 +92,16 @@ def explain(config: Config, method: str, url: str, headers: tuple[str, ...] = ()
     return "\n".join(lines), bool(matching)
 
 
+def _promise(config: Config, r: Route) -> list[str]:
+    promise, ladder = config.tiers.of(r.tier), r.degrade or config.degrade.of(r.tier)
+    lines = [f"  promise: {promise.availability * 100:g} % within {format_duration(promise.latency)}"]
+    if len(ladder.steps) > 1:
+        steps = [f"static {s.static.status}" if s.static else s.kind for s in ladder.steps]
+        budget = promise.latency if ladder.budget is None else ladder.budget
+        lines.append(f"  ladder: {', '.join(steps)}; live has {format_duration(budget)}")
+    return lines
+
+
 def _describe(config: Config, r: Route) -> list[str]:
     lines = [f"route {r.name} (tier {r.tier})"]
     if r.respond:
@@ -110,6 +120,7 @@ def _describe(config: Config, r: Route) -> list[str]:
             f"  timeouts: queue {format_duration(u.pool.queue.timeout)}, connect {format_duration(u.timeouts.connect)}, "
             f"response {format_duration(response)}, idle {format_duration(idle)}"
         )
+    lines += _promise(config, r)
     body = config.limits.body_bytes if r.limits.body_bytes is None else r.limits.body_bytes
     lines.append(f"  request body: at most {format_size(body) if body else 'any size'}")
     if r.rewrite.strip_prefix or r.rewrite.replace_prefix:

@@ -65,6 +65,7 @@ cdef struct BreakerCell:
     int64_t level_down_us
     int64_t since_us             # of the state
     int64_t level_since_us
+    int64_t level_seen_us        # when it was looked at last
     BreakerCore core
 
 cdef struct BreakerEvent:

@@ -297,9 +297,12 @@ cdef void lanes_gather(const BreakerView *v, BreakerBatch *batch) noexcept nogil
 
 
 cdef void level_look(BreakerCell *c) noexcept nogil:
-    """The level of degradation follows the score: up after half a second, down after five at a tenth less."""
+    """The level of degradation follows the score: up after half a second, down after five at a tenth less. After a pause without calls the score counts
+    as low since a window after the last look, for it fades in about that time: nobody needs to call for the level to fall."""
     cdef BreakerCore *b = &c.core
     cdef double score = breaker_score(b)
+    cdef int64_t low_us = c.level_seen_us + <int64_t>(b.rules.window_s * 1e6)
+    c.level_seen_us = b.now_us
     if b.state != BRK_CLOSED:
         level_move(c, 2)
         return
@@ -312,9 +315,14 @@ cdef void level_look(BreakerCell *c) noexcept nogil:
         c.level_up_us = 0
     if c.level and score < LEVEL_SCORE[c.level] - 0.1:
         if c.level_down_us == 0:
-            c.level_down_us = b.now_us
-        elif b.now_us - c.level_down_us >= LEVEL_DOWN_US:
+            c.level_down_us = low_us if low_us < b.now_us else b.now_us
+        low_us = c.level_down_us
+        if b.now_us - low_us >= LEVEL_DOWN_US:
             level_move(c, c.level - 1)
+            if c.level and score < LEVEL_SCORE[c.level] - 0.1:
+                c.level_down_us = low_us + LEVEL_DOWN_US
+                if b.now_us - c.level_down_us >= LEVEL_DOWN_US:
+                    level_move(c, c.level - 1)
     else:
         c.level_down_us = 0
 

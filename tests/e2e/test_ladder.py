@@ -219,3 +219,75 @@ def test_a_segment_has_room_for_so_many_switches():
     assert s.switch("route", "r7", 0) and s.switch("tier", "P2", far)
     assert s.switch("route", "never", 0)  # off already
     assert ("tier", "P2", far) in s.switches() and len(s.switches()) == 32
+
+
+def test_limits_fall_too(upstream: Make):
+    def serve(c: Conversation) -> None:
+        c.request()
+        time.sleep(0.3)
+        c.send(ok(b"live"))
+
+    up = upstream(serve).address
+    for limit, reason in (
+        ("concurrency: 1, pool: {queue: {size: 0}}", "concurrency_limit"),
+        ("pool: {max_connections: 1, queue: {size: 0}}", "queue_full"),
+        ("pool: {max_connections: 1, queue: {timeout: 50ms}}", "queue_timeout"),
+    ):
+        with plane(config(up, limit)) as p, p.connect() as s:
+            s.sendall(get("/p0"))
+            wait_until(lambda p=p: p.segment.snapshot()["upstreams"]["be"]["in_use"] == 1)
+            assert asks(p, "/p2").body == b'{"banner": 1}'
+            assert read_reply(s).body == b"live"
+            s.close()
+            p.at_rest()
+            assert p.reasons() == {reason: 1}
+
+
+def test_overload_falls_too(upstream: Make):
+    def serve(c: Conversation) -> None:
+        c.request()
+        time.sleep(10)
+
+    up = upstream(serve).address
+    with plane(config(up, extra="overload: {shed: {P2: 0.01, P1: 5, P0: 6}}\nlimits: {connections: 10}\n")) as p:
+        held = [p.connect() for _ in range(4)]
+        for s in held:
+            s.sendall(get("/p0"))
+        wait_until(lambda: asks(p, "/p2").get("X-Gwcore-Degraded") and p.reasons().get("overload", 0) > 0)
+        for s in held:
+            s.close()
+        p.at_rest()
+
+
+def test_who_is_parted_from_a_late_live_try_gets_the_next_step(upstream: Make):
+    def serve(c: Conversation) -> None:
+        c.request()
+        time.sleep(0.2)
+        c.send(ok(b"late"))
+
+    body = "{path: '{{path}}', q: '{{query.q}}'}"
+    static = f'degrade: {{steps: [live, {{static: {{template: true, body: "{body}"}}}}]}}'
+    with plane(config(upstream(serve).address, static=static)) as p:
+        with p.connect() as s:
+            s.sendall(get("/p2/x?q=7"))
+            wait_until(lambda: p.counts()["upstream_connections"] == 1)
+            assert p.call(lambda: p.plane.leave_waiting()) == 1
+            r = read_reply(s)
+            assert (r.status, r.body) == (200, b"{path: '/p2/x', q: '7'}")
+        p.at_rest()
+        assert sla(p, "p2") == {"P2": {"degraded": 1}}
+
+
+def test_bodies_that_are_still_coming(upstream: Make):
+    """Of a request that is answered statically the rest is read and dropped, or its connection ends; either way nothing of it is taken for another."""
+    with plane(config(f"127.0.0.1:{free_port()}")) as p:
+        with p.connect() as s:
+            s.sendall(b"POST /p2 HTTP/1.1\r\nHost: a\r\nContent-Length: 20\r\n\r\n0123456789")
+            assert read_reply(s).status == 200
+            s.sendall(b"0123456789" + get("/p2/next"))
+            assert read_reply(s).status == 200
+        with p.connect() as s:
+            s.sendall(b"POST /p2 HTTP/1.1\r\nHost: a\r\nContent-Length: 20\r\nExpect: 100-continue\r\n\r\n")
+            r = read_reply(s)
+            assert r.status == 200 and r.get("Connection") == "close"
+        p.at_rest()

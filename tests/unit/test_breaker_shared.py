@@ -72,6 +72,19 @@ def test_levels_follow_the_score():
     assert w.snapshot()["level"] == 0
 
 
+def test_a_level_falls_in_a_pause_too():
+    for pause, level in ((1, 2), (12, 1), (17, 0), (600, 0)):
+        w = Shared().healthy()
+        w.run(8, 100, lambda r: ("status" if r.random() < 0.6 else "ok", 0.01))
+        w.run(1, 100, fail("connect"))
+        w.run(1, 100, lambda r: ("ok", 0.01))
+        assert w.snapshot()["level"] == 2
+        if w.snapshot()["state"] != "closed":
+            w.b.force(2, w.us(), 0)
+        w.now += pause
+        assert w.snapshot()["level"] <= level, pause
+
+
 # ---- lanes, the lock, and those who die
 
 
