@@ -44,6 +44,8 @@ LEVELS = {
     "limiter": 2,
     "pressure": 8,
     "admission": 10,
+    "twin": 11,
+    "hedge": 17,
     "explain": 10,
     "queueing": 11,
     "clients": 5,

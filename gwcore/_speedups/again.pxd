@@ -9,3 +9,4 @@ cdef void answer_drop(Worker *w, Exchange *x, const Head *h, const char *at, siz
 cdef bint answer_refused(Worker *w, Exchange *x, const Head *h, const char *at, size_t size) noexcept nogil
 cdef void again_stale(Worker *w, Exchange *x) noexcept nogil
 cdef int first_reason(const Exchange *x, int reason) noexcept nogil
+cdef bint answer_failed(const Exchange *x, int status) noexcept nogil

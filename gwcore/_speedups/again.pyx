@@ -5,8 +5,8 @@ from libc.stdint cimport int64_t, uint16_t, uint32_t
 from gwcore._speedups.admission cimport admission_end
 from gwcore._speedups.attempt cimport attempt_release
 from gwcore._speedups.budget cimport budget_due, budget_fold, budget_take
-from gwcore._speedups.conn cimport Conn, chance_next, conn_arm, conn_register, conn_rest
-from gwcore._speedups.ends cimport exchange_fail, exchange_move
+from gwcore._speedups.conn cimport SINK_HEDGE, Conn, chance_next, conn_arm, conn_register, conn_rest
+from gwcore._speedups.ends cimport client_end, exchange_fail, exchange_move, twin_part
 from gwcore._speedups.fields cimport M_HEAD, decimal, same_word
 from gwcore._speedups.head cimport Field
 from gwcore._speedups.histogram cimport histogram_quantile_us
@@ -16,6 +16,7 @@ from gwcore._speedups.reasons cimport R_CONNECT_TIMEOUT
 from gwcore._speedups.retry cimport NEVER_SOON, ON_STALE, RETRY_GO, Failed, retry_bit, retry_kind, retry_verdict, retry_wait_ms
 from gwcore._speedups.shm cimport segment_firsts
 from gwcore._speedups.story cimport REQ_DISCARD, REQ_DONE, REQ_STREAM, X_ANSWERING, X_BACKOFF
+from gwcore._speedups.twin cimport twin_swap
 from gwcore._speedups.upstream cimport Upstream
 from gwcore.pool cimport CLOSE_ABORTED, CLOSE_ERROR, CLOSE_STALE, CLOSE_TIMEOUT
 
@@ -45,7 +46,7 @@ cdef bint again_may(Worker *w, Exchange *x, int reason, const Head *h, uint32_t 
     cdef uint32_t bit
     f.reason, f.status = reason, h.status if h != NULL else 0
     bit = retry_bit(f.reason, f.status)
-    if not bit & u.retry_on or x.endpoint == NULL:
+    if not bit & u.retry_on or x.endpoint == NULL or x.client.sink == SINK_HEDGE:
         return False
     f.on, f.extra, f.made = u.retry_on, u.retry_extra, x.retries
     f.sent, f.idempotent, f.lost, f.begun = x.bytes_sent, x.idempotent, x.replay_lost, x.bytes_out != 0
@@ -78,6 +79,7 @@ cdef void again_reset(Worker *w, Exchange *x) noexcept nogil:
     """Nothing is known of an answer, and what is left of the request's body is wanted again."""
     x.status = 0
     x.got_bytes = 0
+    x.hedge_due_ms = 0
     x.first_byte_us = 0
     x.upstream_keep = 0
     if x.request_body == REQ_DISCARD:            # the connection took no more of it
@@ -103,17 +105,43 @@ cdef void again_stale(Worker *w, Exchange *x) noexcept nogil:
     again_reset(w, x)
 
 
+cdef void twin_take(Worker *w, Exchange *x) noexcept nogil:
+    """x lost its attempt, and goes on with that of its twin."""
+    cdef Exchange *y = x.twin
+    again_reset(w, x)
+    twin_swap(x, y)
+    if x.phase != y.phase:
+        exchange_move(w, x, y.phase)
+    twin_part(w, x)
+
+
+cdef void twin_lost(Worker *w, Exchange *x) noexcept nogil:
+    """An attempt has come to nothing, while the other try of the same request goes on."""
+    if x.client.sink == SINK_HEDGE:
+        client_end(w, x.client, False)
+    else:
+        twin_take(w, x)
+
+
 cdef void attempt_failed(Worker *w, Exchange *x, int reason) noexcept nogil:
     """An attempt came to nothing. It is made again after a while, or the exchange fails for its reason."""
     cdef uint32_t wait_ms = 0
     cdef bint again
     permit_fail(w, x, reason)
-    again = x.phase < X_ANSWERING and again_may(w, x, reason, NULL, &wait_ms)
+    again = x.twin == NULL and x.phase < X_ANSWERING and again_may(w, x, reason, NULL, &wait_ms)
     attempt_release(w, x, False, CLOSE_TIMEOUT if reason == R_CONNECT_TIMEOUT else CLOSE_ERROR)
-    if again:
+    if x.twin != NULL:
+        admission_end(w, x)
+        twin_lost(w, x)
+    elif again:
         again_after(w, x, wait_ms)
     else:
         exchange_fail(w, x, reason, False)
+
+
+cdef bint answer_failed(const Exchange *x, int status) noexcept nogil:
+    """Is it no answer to go out, while another may come?"""
+    return retry_bit(0, status) & x.upstream.retry_on != 0
 
 
 cdef void answer_drop(Worker *w, Exchange *x, const Head *h, const char *at, size_t size) noexcept nogil:
@@ -130,10 +158,14 @@ cdef void answer_drop(Worker *w, Exchange *x, const Head *h, const char *at, siz
 cdef bint answer_refused(Worker *w, Exchange *x, const Head *h, const char *at, size_t size) noexcept nogil:
     """Is the request tried again after this answer? Then it is dropped."""
     cdef uint32_t wait_ms = 0
-    if not again_may(w, x, 0, h, &wait_ms):
+    if not (answer_failed(x, h.status) if x.twin != NULL else again_may(w, x, 0, h, &wait_ms)):
         return False
     answer_drop(w, x, h, at, size)
-    again_after(w, x, wait_ms)
+    if x.twin != NULL:
+        admission_end(w, x)
+        twin_lost(w, x)
+    else:
+        again_after(w, x, wait_ms)
     return True
 
 

@@ -174,14 +174,14 @@ cdef int attempt_take(Worker *w, Exchange *x) noexcept nogil:
     cdef PoolItem *item = NULL
     cdef Conn *c
     cdef int verdict
-    cdef uint32_t i, _asked, usable = 0, named = 0
+    cdef uint32_t i, asked, usable = 0, named = 0
     if admission_take(w, x) != RC_OK:
         return RC_FAIL
     x.reason = permit_take(w, x)
     if x.reason:
         return RC_FAIL
-    for _asked in range(CANDIDATES):
-        e = balance_pick(w, u, x.hash, x.endpoint if x.attempts else NULL, w.now_ms)
+    for asked in range(CANDIDATES):
+        e = balance_pick(w, u, x.hash, x.endpoint if x.attempts and asked < CANDIDATES // 2 else NULL, w.now_ms)
         if e == NULL or permit_endpoint(w, x, e):
             break                                    # the last one is taken though its breaker refuses: the upstream's has agreed
     if e == NULL:

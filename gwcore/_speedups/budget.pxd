@@ -13,4 +13,5 @@ cdef void budget_set(Budget *b, uint32_t ratio_milli, uint32_t per_s, uint64_t f
 cdef bint budget_due(const Budget *b, uint64_t now_ms) noexcept nogil
 cdef void budget_fold(Budget *b, uint64_t firsts, uint64_t now_ms) noexcept nogil
 cdef bint budget_take(Budget *b) noexcept nogil
+cdef void budget_give(Budget *b) noexcept nogil
 cdef uint32_t budget_level(const Budget *b, uint64_t firsts, uint64_t now_ms) noexcept nogil

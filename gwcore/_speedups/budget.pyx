@@ -103,6 +103,15 @@ cdef bint budget_take(Budget *b) noexcept nogil:
             return True
 
 
+cdef void budget_give(Budget *b) noexcept nogil:
+    """Take back the pay for a retry that was not made."""
+    cdef uint32_t was
+    while True:
+        was = gw_budget_load32(&b.milli)
+        if gw_budget_swap32(&b.milli, was, was + 1000):
+            return
+
+
 cdef uint32_t budget_level(const Budget *b, uint64_t firsts, uint64_t now_ms) noexcept nogil:
     """What a fold would leave in it, in thousandths of a retry. Changes nothing."""
     cdef uint64_t last = gw_budget_load(&b.folded_ms), seen = gw_budget_load(&b.seen)

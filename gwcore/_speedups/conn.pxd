@@ -38,6 +38,7 @@ cdef enum Sink:              # a client connection without a socket: what it is 
     SINK_NONE
     SINK_REFRESH             # an answer is fetched anew for those who ask later
     SINK_LEFT                # its client was answered otherwise meanwhile
+    SINK_HEDGE               # it is the second try of an exchange that still waits (see hedge.pyx)
 
 cdef enum ConnState:
     C_FREE

@@ -11,6 +11,7 @@ cdef void limits_find(Worker *w, Exchange *x, const Head *h, bint trusted) noexc
 cdef bint limit_is(const PlanHead *p, const Head *h, const Field *f) noexcept nogil
 cdef void limit_lines(Worker *w, const Exchange *x, OutList *o) noexcept nogil
 cdef void request_out(Worker *w, const Exchange *x, OutList *o) noexcept nogil
+cdef void request_copy(const Exchange *x, OutList *o) noexcept nogil
 cdef uint64_t answer_due(Worker *w, Exchange *x, uint32_t ms, bint progress) noexcept nogil
 
 cdef inline uint64_t try_due(const Exchange *x, uint64_t due_ms) noexcept nogil:

@@ -84,8 +84,13 @@ cdef void request_out(Worker *w, const Exchange *x, OutList *o) noexcept nogil:
 
 
 cdef uint64_t answer_due(Worker *w, Exchange *x, uint32_t ms, bint progress) noexcept nogil:
-    """When an attempt that is sent must have an answer: in ms, and within retry.per_try and the deadline. A client that still sends its body, or
+    """When an attempt that is sent must have an answer, or company: in ms, and within retry.per_try and the deadline. A client that still sends its body, or
     did so just now (progress), uses up no time of the attempt."""
     if x.try_due_ms and (progress or x.request_body == REQ_STREAM):
         x.try_due_ms = w.now_ms + x.upstream.per_try_ms
-    return try_due(x, w.now_ms + ms)
+    return min(try_due(x, w.now_ms + ms), x.hedge_due_ms) if x.hedge_due_ms else try_due(x, w.now_ms + ms)
+
+
+cdef void request_copy(const Exchange *x, OutList *o) noexcept nogil:
+    """All of the kept request."""
+    queue_part(&x.replay, 0, x.replay.bytes, o)

@@ -19,3 +19,4 @@ cdef void client_settle(Worker *w, Conn *c) noexcept nogil
 cdef void client_linger(Worker *w, Conn *c) noexcept nogil
 cdef void linger_read(Worker *w, Conn *c) noexcept nogil
 cdef uint32_t client_write_ms(const Exchange *x) noexcept nogil
+cdef void twin_part(Worker *w, Exchange *x) noexcept nogil

@@ -10,7 +10,7 @@ from gwcore._speedups.body cimport body_skip
 from gwcore._speedups.buffer cimport buf_bytes, buf_give, queue_clear
 from gwcore._speedups.clients cimport client_enter
 from gwcore._speedups.conn cimport (
-    SCRATCH_BYTES, C_IDLE, C_LINGER, Conn, Worker, conn_again, conn_arm, conn_close, conn_limit, conn_move, conn_read, conn_register, conn_rest,
+    SCRATCH_BYTES, C_IDLE, C_LINGER, SINK_HEDGE, Conn, Worker, conn_again, conn_arm, conn_close, conn_limit, conn_move, conn_read, conn_register, conn_rest,
     conn_send, conn_shut,
 )
 from gwcore._speedups.copenssl cimport SSL_R_HTTP_REQUEST
@@ -88,18 +88,9 @@ cdef void exchange_count(Worker *w, const Exchange *x, uint64_t us) noexcept nog
         w.lane.reasons[x.reason] += 1
 
 
-cdef void exchange_end(Worker *w, Exchange *x) noexcept nogil:
-    """The one exit: count, log, give everything back. The client connection stays, without an exchange."""
-    cdef uint64_t us
-    if not x.item.live:
-        return
-    queue_leave(w, x)
-    wait_over(w, x)
-    permit_cancel(w, x)
-    admission_end(w, x)
-    if x.up != NULL:
-        attempt_release(w, x, False, CLOSE_TUNNEL if x.phase == X_TUNNEL else CLOSE_ABORTED)
-    us = w.now_us - x.start_us
+cdef void exchange_tell(Worker *w, Exchange *x) noexcept nogil:
+    """Count and log it."""
+    cdef uint64_t us = w.now_us - x.start_us
     if x.client.sink:
         w.lane.worker.detached += 1
     else:
@@ -108,6 +99,32 @@ cdef void exchange_end(Worker *w, Exchange *x) noexcept nogil:
         admission_count(w, x, us if x.phase != X_TUNNEL else 0)
     if w.ring != NULL:
         log_exchange(w, x)
+
+
+cdef void twin_part(Worker *w, Exchange *x) noexcept nogil:
+    """A request that is tried twice goes on with one try: x is about to end, or has its answer. A second try ends with its first, without a
+    verdict; a first one that outlives its second goes on alone."""
+    cdef Exchange *y = x.twin
+    if y == NULL:
+        return
+    x.twin = y.twin = NULL
+    if y.client.sink == SINK_HEDGE:
+        client_end(w, y.client, False)
+
+
+cdef void exchange_end(Worker *w, Exchange *x) noexcept nogil:
+    """The one exit: count, log, give everything back. The client connection stays, without an exchange."""
+    if not x.item.live:
+        return
+    twin_part(w, x)
+    queue_leave(w, x)
+    wait_over(w, x)
+    permit_cancel(w, x)
+    admission_end(w, x)
+    if x.up != NULL:
+        attempt_release(w, x, False, CLOSE_TUNNEL if x.phase == X_TUNNEL else CLOSE_ABORTED)
+    if x.client.sink != SINK_HEDGE:
+        exchange_tell(w, x)
     if x.replay.bytes:
         queue_clear(&w.bufs, &x.replay)
     pipe_give(w, &x.pipe, x.piped)
@@ -282,9 +299,13 @@ cdef void exchange_fail(Worker *w, Exchange *x, int reason, bint close) noexcept
     permit_fail(w, x, reason)
     if reason == R_RESPONSE_TIMEOUT and x.placed:
         limit_sample(w, x)
+    twin_part(w, x)
     admission_end(w, x)
     if x.up != NULL:
         attempt_release(w, x, False, CLOSE_ERROR)
+    if x.client.sink == SINK_HEDGE:              # nobody is to hear of it
+        client_end(w, c, False)
+        return
     if x.phase >= X_ANSWERING:
         client_end(w, c, True)
         return

@@ -8,8 +8,9 @@ from gwcore._speedups.attempt cimport attempt_connected, attempt_late, attempt_r
 from gwcore._speedups.begin cimport client_input
 from gwcore._speedups.connect cimport upstream_close, upstream_quiet
 from gwcore._speedups.conn cimport C_CONNECTING, C_HEAD, C_LINGER, NEVER_MS, Conn, Worker, conn_arm, conn_flush, conn_watch
-from gwcore._speedups.deadline cimport answer_due
+from gwcore._speedups.deadline cimport answer_due, try_due
 from gwcore._speedups.greet cimport greet_early
+from gwcore._speedups.hedge cimport hedge_begin
 from gwcore._speedups.http1 cimport BODY_LENGTH
 from gwcore._speedups.idle cimport idle_outlived, idle_peer_closed
 from gwcore._speedups.permit cimport permit_fail
@@ -228,6 +229,11 @@ cdef void upstream_timeout(Worker *w, Conn *c) noexcept nogil:
         permit_fail(w, x, R_DEADLINE)
         attempt_release(w, x, False, CLOSE_TIMEOUT)
         exchange_fail(w, x, R_DEADLINE, False)
+        return
+    if x.hedge_due_ms and x.phase == X_SENT and w.now_ms >= x.hedge_due_ms:
+        x.hedge_due_ms = 0
+        conn_arm(w, c, w.now_ms + x.upstream.write_ms if c.output.bytes else try_due(x, x.sent_us // 1000 + x.route.response_ms))
+        hedge_begin(w, x)
         return
     if c.state == C_CONNECTING:
         if attempt_late(w, x):

@@ -49,6 +49,8 @@ cdef bint permit_endpoint(Worker *w, Exchange *x, Endpoint *e) noexcept nogil:
     cdef const BreakerView *v = &e.breaker
     if not v.on:
         return True
+    if x.retries and cell_state(v.cell) != BRK_CLOSED:           # a retry is no probe
+        return e.upstream.panic
     if cell_admit(v, <int64_t>w.now_us, 0.0 if cell_plain(v.cell) else chance_next(w), 1, &x.endpoint_permit) != BRK_ADMITTED:
         return e.upstream.panic
     if not v.cell.touched:

@@ -142,6 +142,7 @@ cdef struct UpstreamSpec:
     uint32_t retry_on        # retry.RetryOn
     uint32_t retry_extra     # attempts after the first
     uint32_t per_try_ms      # 0 = no limit of its own
+    uint32_t hedge_ms        # 0 = off; HEDGE_P95
     uint32_t backoff_ms
     uint32_t backoff_most_ms
     uint32_t budget_milli    # deposit of a first attempt, in thousandths of a retry

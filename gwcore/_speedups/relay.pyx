@@ -3,13 +3,13 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memchr
 from gwcore._speedups.admission cimport admission_answer, admission_end
-from gwcore._speedups.again cimport again_stale, answer_drop, answer_refused, attempt_failed, first_reason
+from gwcore._speedups.again cimport again_stale, answer_drop, answer_failed, answer_refused, attempt_failed, first_reason
 from gwcore._speedups.attempt cimport attempt_release, attempt_take
 from gwcore._speedups.body cimport body_end_response, body_request, body_response
 from gwcore._speedups.buffer cimport buf_bytes, queue_clear
 from gwcore._speedups.chunked cimport chunked_init
 from gwcore._speedups.cllhttp cimport LLHTTP_RESPONSE
-from gwcore._speedups.conn cimport NEVER_MS, Conn, Worker, conn_again, conn_arm, conn_read, conn_register, conn_rest, conn_send, conn_watch
+from gwcore._speedups.conn cimport NEVER_MS, SINK_HEDGE, Conn, Worker, conn_again, conn_arm, conn_read, conn_register, conn_rest, conn_send, conn_watch
 from gwcore._speedups.deadline cimport answer_due, request_out
 from gwcore._speedups.forward cimport forward_interim, forward_response
 from gwcore._speedups.head cimport Head, HeadLimits, head_feed, head_init
@@ -19,7 +19,7 @@ from gwcore._speedups.http1 cimport BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, keep_
 from gwcore._speedups.idle cimport idle_peer_closed
 from gwcore._speedups.ladder cimport ladder_replaces
 from gwcore._speedups.outlist cimport out_add, out_reset, out_store
-from gwcore._speedups.permit cimport permit_answer, permit_refused
+from gwcore._speedups.permit cimport permit_answer, permit_cancel, permit_refused
 from gwcore._speedups.proxyproto cimport proxy_write
 from gwcore._speedups.queueing cimport queue_enter, queue_lower, wait_over
 from gwcore._speedups.reasons cimport (
@@ -29,10 +29,11 @@ from gwcore._speedups.reasons cimport (
 from gwcore._speedups.retry cimport ON_SENT, ON_STALE
 from gwcore._speedups.splice cimport Moved, conn_dry, pipe_give, pipe_take, splice_move, splice_through
 from gwcore._speedups.story cimport REQ_DISCARD, REQ_DONE, REQ_STREAM, X_ANSWERING, X_CONNECTING, X_QUEUED, X_SENT, Exchange, deadline_over
+from gwcore._speedups.twin cimport hedge_arm, twin_swap
 from gwcore._speedups.tunnel cimport tunnel_agreed, tunnel_begin
 from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK
 from gwcore.pool cimport CLOSE_ERROR, CLOSE_PEER
-from gwcore._speedups.ends cimport answered, client_left, client_write_ms, exchange_fail, exchange_move
+from gwcore._speedups.ends cimport answered, client_left, client_write_ms, exchange_fail, exchange_move, twin_part
 
 cdef enum:
     READS_A_TURN = 8         # of one connection, before others get their turn
@@ -88,7 +89,7 @@ cdef void dispatched(Worker *w, Exchange *x, int rc) noexcept nogil:
 
 cdef bint worth_keeping(const Exchange *x) noexcept nogil:
     """May a request that is sent now have to be sent again?"""
-    return x.idempotent and (x.reused or (x.upstream.retry_extra and x.upstream.retry_on & ON_SENT))
+    return x.idempotent and (x.reused or (x.upstream.retry_extra and (x.upstream.retry_on & ON_SENT or x.upstream.hedge_ms)))
 
 
 cdef int body_keep(Worker *w, Exchange *x) noexcept nogil:
@@ -145,6 +146,8 @@ cdef void sent(Worker *w, Exchange *x) noexcept nogil:
     """The request head is with the kernel (or in the connection's queue)."""
     exchange_move(w, x, X_SENT)
     x.bytes_sent = 1
+    if x.upstream.hedge_ms and x.request_body == REQ_DONE:
+        hedge_arm(w, x)
     conn_arm(w, x.up, answer_due(w, x, x.route.response_ms, False))
     x.sent_us = w.now_us
     if x.expects_continue:
@@ -169,6 +172,7 @@ cdef void write_failed(Worker *w, Exchange *x) noexcept nogil:
     u.readable = 1
     u.ended = 1
     upstream_read(w, x)
+    x = holder(u, x)
     if x.item.live and x.up == u and not u.readable and (x.phase == X_SENT or x.phase == X_ANSWERING):
         upstream_ended(w, x, False)
 
@@ -265,6 +269,9 @@ cdef void request_pump(Worker *w, Exchange *x) noexcept nogil:
         conn_arm(w, c, x.body_look_ms)
     elif x.request_body == REQ_DONE and x.phase <= X_SENT:
         x.sent_us = w.now_us
+        if x.upstream.hedge_ms and x.phase == X_SENT:
+            hedge_arm(w, x)
+            conn_arm(w, x.up, answer_due(w, x, x.upstream.write_ms if x.up.output.bytes else x.route.response_ms, True))
         conn_arm(w, c, w.now_ms + NEVER_MS)
 
 
@@ -277,6 +284,11 @@ cdef uint64_t body_due(Worker *w, const Exchange *x) noexcept nogil:
 
 
 # ---- answers ------------------------------------------------------------------------------------------------------
+
+cdef Exchange *holder(const Conn *u, Exchange *x) noexcept nogil:
+    """Whose connection u is now: that of a second try that was answered first went over to the first."""
+    return <Exchange *>u.exchange if u.item.live and u.exchange != NULL else x
+
 
 cdef void upstream_read(Worker *w, Exchange *x) noexcept nogil:
     """Read from the upstream as long as the client takes it."""
@@ -305,6 +317,7 @@ cdef void upstream_read(Worker *w, Exchange *x) noexcept nogil:
         x.got_bytes = 1
         if x.phase == X_SENT:
             response_head(w, x, at, size, before)
+            x = holder(u, x)
         else:
             out_reset(&w.out)
             response_body_on(w, x, u, at, size)
@@ -316,10 +329,12 @@ cdef void upstream_ended(Worker *w, Exchange *x, bint clean) noexcept nogil:
     if x.phase == X_SENT:
         if not x.got_bytes and x.reused and w.now_us - x.start_us < STALE_US:
             idle_peer_closed(&x.up.pooled, w.now_ms)
-        if not x.got_bytes and x.reused and not x.stale_used and x.upstream.retry_on & ON_STALE and x.idempotent and not x.replay_lost:
+        if not x.got_bytes and x.reused and not x.stale_used and x.twin == NULL and x.upstream.retry_on & ON_STALE and x.idempotent and not x.replay_lost:
             again_stale(w, x)        # it closed the idle connection while our request was on its way (RFC 9112 9.3.1)
             dispatch(w, x)
             return
+        if x.twin != NULL and not x.got_bytes and x.reused:
+            permit_cancel(w, x)                      # it may have closed as idle; the other try goes on in any case
         attempt_failed(w, x, R_UPSTREAM_RESET)
         return
     if clean and x.response_kind == BODY_CLOSE:
@@ -381,6 +396,10 @@ cdef void response_head(Worker *w, Exchange *x, const char *at, size_t size, siz
         at += h.size
         size -= h.size
         before = 0
+    if x.client.sink == SINK_HEDGE and not answer_failed(x, h.status):       # the first one gets its attempt, and it that of the first
+        x.upstream.cell.hedges_won += 1
+        x = x.twin
+        twin_swap(x, x.twin)
     x.status = h.status
     x.first_byte_us = w.now_us
     permit_answer(w, x, h.status)
@@ -419,6 +438,8 @@ cdef void response_head(Worker *w, Exchange *x, const char *at, size_t size, siz
     out_reset(&w.out)
     forward_response(w, x, h, &w.out, close)
     response_body_on(w, x, x.up, at + h.size, size - h.size)
+    if x.item.live:
+        twin_part(w, x)                              # at once, but not before the bytes of this turn were taken
 
 
 cdef void idle_granted(Exchange *x, int64_t ms) noexcept nogil:

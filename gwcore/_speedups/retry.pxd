@@ -14,7 +14,9 @@ cdef enum RetryOn:           # what is retried: bits of the plan's retry_on
 
 cdef enum:
     ON_SENT = ON_RESET | ON_TIMEOUT | ON_429 | ON_500 | ON_502 | ON_503 | ON_504     # for these a request is kept after it was sent
-    RETRY_KINDS = 5
+    RETRY_KINDS = 6
+    KIND_HEDGE = 5
+    HEDGE_P95 = 0xfffffff    # as a delay: what 95 of 100 answers take
     NEVER_SOON = 0x7fffffff  # milliseconds left when there is no deadline
 
 cdef enum RetryVerdict:      # words: retry.VERDICTS

@@ -4,6 +4,7 @@ is asked last, by whoever has a RETRY_GO."""
 from gwcore._speedups.reasons cimport RETRY_ANY, RETRY_IDEMPOTENT, R_DNS_FAILED, R_RESPONSE_TIMEOUT, R_UPSTREAM_WRITE_TIMEOUT, reason_row
 
 VERDICTS = ("go", "unasked", "begun", "spent", "unsafe", "lost", "layer", "degraded", "late")
+P95 = HEDGE_P95
 ON = {"connect": ON_CONNECT, "stale": ON_STALE, "reset": ON_RESET, "timeout": ON_TIMEOUT,
       429: ON_429, 500: ON_500, 502: ON_502, 503: ON_503, 504: ON_504}
 

@@ -41,7 +41,8 @@ cdef struct UpstreamCell:
     uint64_t queue_full
     uint64_t queue_timeout
     uint64_t firsts          # first attempts; what they deposit in the budget of retries is worked out by whoever retries
-    uint64_t retried[5]      # attempts after them: RETRY_WORDS
+    uint64_t retried[6]      # attempts after them: RETRY_WORDS
+    uint64_t hedges_won      # of those: the second try was answered first
     uint64_t retry_denied    # retries that the budget did not pay for
     uint64_t tls_full        # handshakes with it
     uint64_t tls_resumed

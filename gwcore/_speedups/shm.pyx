@@ -17,7 +17,7 @@ from gwcore._speedups.sys cimport MAP_FAILED, MAP_NORESERVE, MAP_SHARED, PROT_RE
 LIMITS = {"route": ROUTE_CELLS, "upstream": UPSTREAM_CELLS, "endpoint": ENDPOINT_CELLS}
 CLOSE_WORDS = ("idle", "max_requests", "max_age", "peer", "error", "stale", "evicted", "drain", "timeout", "aborted", "tunnel")
 HEALTH_WORDS = ("unknown", "up", "down", "back")         # EndpointHealth
-RETRY_WORDS = ("connect", "stale", "reset", "timeout", "status")
+RETRY_WORDS = ("connect", "stale", "reset", "timeout", "status", "hedge")
 SHED_WORDS = ("overload", "concurrency_limit", "queue_full", "queue_timeout")
 SWITCH_KINDS = ("route", "tier", "upstream")             # SwitchKind
 SLA_WORDS = ("met", "late", "degraded", "failed")        # Outcome
@@ -394,14 +394,14 @@ cdef dict upstream_figures(Segment self, uint32_t slot):
     cdef uint64_t sum_us = 0, wait_us = 0
     memset(cells, 0, sizeof(cells))
     memset(waits, 0, sizeof(waits))
-    out = dict.fromkeys(("opens", "warmed", "raced", "reuses", "queue_full", "queue_timeout", "retries", "retry_denied", "tls_full", "tls_resumed", "waiting", "in_use", "idle", "connecting"), 0)
+    out = dict.fromkeys(("opens", "warmed", "raced", "reuses", "queue_full", "queue_timeout", "retries", "retry_denied", "hedges_won", "tls_full", "tls_resumed", "waiting", "in_use", "idle", "connecting"), 0)
     rtt = {"count": 0, "sum": 0.0, "squares": 0.0, "variation": 0.0}
     closed = dict.fromkeys(CLOSE_WORDS, 0)
     retried = dict.fromkeys(RETRY_WORDS, 0)
     for w in range(self.mem.workers):
         c = &segment_lane(self.mem, w).upstreams[slot]
         for key, n in (("opens", c.opens), ("reuses", c.reuses), ("queue_full", c.queue_full), ("queue_timeout", c.queue_timeout),
-                       ("retry_denied", c.retry_denied), ("tls_full", c.tls_full), ("tls_resumed", c.tls_resumed), ("waiting", c.waiting), ("in_use", c.in_use), ("idle", c.idle), ("connecting", c.connecting),
+                       ("retry_denied", c.retry_denied), ("hedges_won", c.hedges_won), ("tls_full", c.tls_full), ("tls_resumed", c.tls_resumed), ("waiting", c.waiting), ("in_use", c.in_use), ("idle", c.idle), ("connecting", c.connecting),
                        ("warmed", c.warmed), ("raced", c.raced)):
             out[key] += n
         for key, value in (("count", c.rtt_n), ("sum", c.rtt_us / 1e6), ("squares", c.rtt_square_us / 1e12), ("variation", c.rtt_var_us / 1e6)):

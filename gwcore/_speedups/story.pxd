@@ -38,6 +38,7 @@ cdef struct Exchange:
     Conn *client
     Conn *up                 # NULL while none is held
     Conn *rival              # being made beside `up`, to another address of the same name; NULL = none
+    Exchange *twin           # the same request, tried at another endpoint meanwhile (see hedge.pyx); NULL = none
     LocalPlan *plan
     const Route *route
     const Ladder *ladder     # what else it may get; NULL = no route yet, or one that answers by itself
@@ -70,6 +71,7 @@ cdef struct Exchange:
     uint64_t queue_deadline_ms   # set when it first waited
     uint64_t deadline_ms     # the head of an answer must be there by then, whatever is tried meanwhile; 0 = no such limit
     uint64_t try_due_ms      # the same of the present attempt
+    uint64_t hedge_due_ms    # when it is tried elsewhere, too, should no answer have come; 0 = never
     uint64_t connect_us      # start of the present connect
     uint64_t connected_us
     uint64_t sent_us         # the present attempt has all of the request

@@ -73,6 +73,10 @@ cdef struct Upstream:
     uint32_t retry_on        # retry.RetryOn
     uint32_t retry_extra
     uint32_t per_try_ms      # 0 = no limit of its own
+    uint32_t hedge_ms        # a second try after so long; 0 = never; HEDGE_P95
+    uint32_t hedge_p95_ms    # that P95 as it was measured last; 0 = not yet
+    uint64_t hedge_look_ms   # when it is measured anew
+    uint32_t hedge_seen[161] # cell.seconds then
     uint32_t panic_pct
     const uint32_t *down     # of the segment: how many of its endpoints active checks hold down
     uint32_t count_429

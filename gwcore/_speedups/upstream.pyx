@@ -319,6 +319,7 @@ cdef bint upstream_update(Worker *w, Upstream *u, const PlanHead *p, const Upstr
     u.retry_methods = spec.retry_methods
     u.retry_on = spec.retry_on
     u.retry_extra = spec.retry_extra
+    u.hedge_ms = spec.hedge_ms
     u.per_try_ms = spec.per_try_ms
     u.backoff_ms = spec.backoff_ms
     u.backoff_most_ms = spec.backoff_most_ms

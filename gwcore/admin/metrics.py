@@ -51,6 +51,7 @@ UPSTREAM_COUNTERS = {
     "queue_full": ("gwcore_upstream_queue_full_total", "Requests refused by a full queue"),
     "queue_timeout": ("gwcore_upstream_queue_timeouts_total", "Requests that waited too long"),
     "retries": ("gwcore_upstream_retries_total", "Requests sent again"),
+    "hedges_won": ("gwcore_upstream_hedges_won_total", "Second tries that were answered before the first"),
     "retry_denied": ("gwcore_upstream_retries_denied_total", "Requests not sent again because the budget of retries was empty"),
 }
 UPSTREAM_RATIOS = {

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from gwcore._speedups.fields import METHOD_NAMES
 from gwcore._speedups.plan import PlanBuilder, key_hash
 from gwcore._speedups.retry import ON as RETRY_ON
+from gwcore._speedups.retry import P95 as HEDGE_P95
 from gwcore.config.base import interleaved
 from gwcore.config.compile_degrade import LadderWriter
 from gwcore.config.compile_tls import TlsWriter
@@ -133,6 +134,7 @@ def retry_fields(r: Retry) -> dict[str, int]:
         "retry_on": sum(RETRY_ON[x] for x in {*r.on, *r.statuses}),
         "retry_extra": r.attempts,
         "retry_methods": sum(METHOD_BIT[x] for x in set(r.methods)),
+        "hedge_ms": HEDGE_P95 if isinstance(r.hedge, str) else _ms(r.hedge),
         "per_try_ms": _ms(r.per_try),
         "backoff_ms": _ms(r.backoff.base),
         "backoff_most_ms": _ms(r.backoff.max),

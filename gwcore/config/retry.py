@@ -26,6 +26,10 @@ class Backoff(Model):
     """Most before any."""
 
 
+def _hedge(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
 def _budget(value: Any) -> Any:
     return {"ratio": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
 
@@ -51,6 +55,10 @@ class Retry(Model):
     out, with the flag `retry_budget` in the log. A number is its ratio."""
     backoff: Backoff = Backoff()
     """The wait before a retry, drawn evenly from 0 on."""
+    hedge: Annotated[Literal["p95"] | Duration, BeforeValidator(_hedge)] = 0.0
+    """Hedging: a request that may be sent twice, of which no answer has come after so long, is tried at another endpoint as well; the first head
+    of an answer goes out, and the other try is cancelled. `p95` waits as long as 95 of 100 answers took lately. It is one of the `attempts`
+    and `budget` pays for it; there is none while the breaker is not closed, or no place is free in the concurrency limit. `off` = never."""
 
     @model_validator(mode="before")
     @classmethod
@@ -60,6 +68,14 @@ class Retry(Model):
             if numbers:
                 raise ValueError(f"{numbers[0]} is a status, not a kind of failure: write statuses: {numbers}")
         return value
+
+    @model_validator(mode="after")
+    def _hedge_has_an_attempt(self) -> Retry:
+        if self.hedge and not self.attempts:
+            raise ValueError("hedge makes one of the extra attempts, and attempts is 0: set attempts to 1, or hedge to off")
+        if not isinstance(self.hedge, str) and self.hedge > 3600.0:
+            raise ValueError(f"hedge waits at most an hour, not {self.hedge:g} s")
+        return self
 
     @field_validator("statuses")
     @classmethod

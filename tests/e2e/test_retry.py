@@ -10,6 +10,7 @@ import threading
 import time
 
 import pytest
+from gwcore._speedups.breakers import Breakers
 from gwcore._speedups.shm import Segment
 
 from tests.support import SLACK, PlaneThread, get, ok, plane, proxy_config, read_all, read_reply, wait_until
@@ -340,7 +341,7 @@ def test_a_stale_connection_costs_nothing_and_is_no_attempt_to_the_upstream(scri
         assert ask(p, get()).status == 200
         assert ask(p, get()).status == 200
         assert attempts_of(script.heads) == [1, 1, 1]
-        assert be(p)["retried"] == {"connect": 0, "stale": 1, "reset": 0, "timeout": 0, "status": 0}
+        assert be(p)["retried"] == {"connect": 0, "stale": 1, "reset": 0, "timeout": 0, "status": 0, "hedge": 0}
 
 
 def test_a_retry_may_have_to_wait_for_a_place(scripted):
@@ -398,6 +399,22 @@ def test_a_retry_is_no_probe(scripted):
             probes += len(script.got) - before
             time.sleep(0.01)
         assert be(p)["retried"]["status"] == retried + probes  # each would have been tried again
+
+
+def test_a_retry_is_no_probe_of_an_ejected_endpoint(upstream):
+    """Its places are for first attempts; a retry goes back to where it was rather than to one of which nothing good is known."""
+    script = [Script(500), Script(503)]
+    ups = [upstream(s.handler(i)) for i, s in enumerate(script)]
+    guard = ", breaker: off, outlier: {trip_failures: 3, trip_time: 0s, open: 20ms, open_max: 20ms}"
+    retry = "on: [connect], statuses: [503], budget: 1.0, backoff: {base: 1ms, max: 1ms}"
+    with plane(config(*ups, retry=retry, upstream=guard)) as p:
+        for _ in range(20):
+            ask(p, get())
+        wait_until(lambda: ask(p, get()) and Breakers(p.segment).events(), 10)
+        before = len(script[0].heads)
+        wait_until(lambda: ask(p, get()) and len(script[0].heads) > before + 5, 20)  # probes
+        assert set(attempts_of(script[0].heads[before:])) == {1}
+        assert 2 in attempts_of(script[1].heads)
 
 
 def storm(planes, seconds: float) -> tuple[int, float]:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from gwcore.config.compile import compile_plan
 from gwcore.config.dump import dump
@@ -234,7 +235,7 @@ def test_defaults_are_those_of_the_table():
     )
     assert (p.queue.size, p.queue.timeout) == (512, 0.25)
     assert (u.timeouts.connect, u.timeouts.write, u.timeouts.response, u.timeouts.idle) == (2, 30, 30, 60)
-    assert (u.retry.attempts, u.retry.on) == (1, ["connect", "stale"])
+    assert (u.retry.attempts, u.retry.on, u.retry.hedge) == (1, ["connect", "stale"], 0.0)
     assert (c.admin.address, c.access_log.path, c.access_log.buffer, c.access_log.flush) == ("127.0.0.1:9901", "-", 65536, 1)
     assert (c.via.on, c.request_id.header, c.headers.underscore) == ("request", "X-Request-ID", "keep")
 
@@ -400,3 +401,24 @@ def test_ciphers_that_are_left_out_are_no_error(tmp_path):  # T1
 def test_tls_1_2_has_no_ciphers_of_openssl_s_choice():  # T1
     for rules in (TlsRules(profile="modern", versions=["1.2"]), TlsRules(ciphers="")):
         assert rules.cipher_list == TlsRules().cipher_list
+
+
+@pytest.mark.parametrize(("value", "read"), [("off", 0.0), ("50ms", 0.05), ("p95", "p95"), ("P95", "p95")])
+def test_hedging_is_off_or_after_a_time(value: str, read: float | str):
+    text = (
+        f"listeners: [{{address: '127.0.0.1:1'}}]\nupstreams: {{a: {{endpoints: ['127.0.0.1:2'], retry: {{hedge: {value}}}}}}}\n"
+    )
+    text += "routes: [{name: r, upstream: a}]\n"
+    c = load_text(text).config
+    assert c.upstreams["a"].retry.hedge == read
+    assert load_text(yaml.safe_dump(dump(c))).config.upstreams["a"].retry.hedge == read
+
+
+@pytest.mark.parametrize(
+    ("retry", "says"), [("hedge: p50", "p50"), ("hedge: 2h", "an hour"), ("hedge: p95, attempts: 0", "set attempts to 1")]
+)
+def test_hedging_that_cannot_be(retry: str, says: str):
+    text = f"listeners: [{{address: '127.0.0.1:1'}}]\nupstreams: {{a: {{endpoints: ['127.0.0.1:2'], retry: {{{retry}}}}}}}\n"
+    with pytest.raises(ConfigErrors) as e:
+        load_text(text + "routes: [{name: r, upstream: a}]\n")
+    assert "upstreams.a.retry" in str(e.value) and says in str(e.value)
