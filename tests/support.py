@@ -65,6 +65,7 @@ class PlaneThread:
         self.segment = segment or Segment.create(workers)
         self.copies = copies  # the machine's store of copies
         self.address = address or f"127.0.0.1:{self.port}"  # as the configuration has it
+        self.copies = copies or (CopyStore.create(4 << 20, workers) if "cache:" in text else None)
         self.version = 0
         self.ready = threading.Event()
         self.log = log
@@ -82,6 +83,8 @@ class PlaneThread:
             self.stop = asyncio.Event()
             try:
                 self.plane = Plane(self.number, self.segment.fd)
+                if self.copies:
+                    self.plane.use_copies(self.copies.fd)
                 self.sessions = SharedSessions(self.plane)
                 if self.copies is not None:
                     self.plane.use_copies(self.copies.fd)

@@ -11,7 +11,7 @@ from gwcore._speedups.fields cimport METHODS, METHOD_SIZE
 from gwcore._speedups.plan cimport plan_text
 from gwcore._speedups.reasons cimport reason_row
 from gwcore._speedups.ring cimport ring_put
-from gwcore._speedups.story cimport DEGRADED_STATIC, Exchange
+from gwcore._speedups.story cimport CACHE_ERROR, CACHE_EXPIRED, CACHE_HIT, CACHE_MISS, CACHE_STALE, CACHE_VARY, DEGRADED_STATIC, Exchange
 from gwcore._speedups.tls cimport TLS_LOCAL, TLS_REDIS, tls_cipher, tls_version
 
 cdef extern from "<time.h>" nogil:
@@ -138,6 +138,17 @@ cdef void tls_fields(Line *l, const Conn *c) noexcept nogil:
         escaped(l, at, n)
 
 
+cdef const char *cache_word(int how) noexcept nogil:
+    """Of CacheHow."""
+    if how == CACHE_HIT: return b"hit"
+    if how == CACHE_STALE: return b"stale"
+    if how == CACHE_ERROR: return b"error"
+    if how == CACHE_MISS: return b"miss"
+    if how == CACHE_VARY: return b"vary"
+    if how == CACHE_EXPIRED: return b"expired"
+    return b"bypass"
+
+
 cdef void log_exchange(Worker *w, const Exchange *x) noexcept nogil:
     """Write the line of an exchange that ends. `w.now_us` is its end."""
     cdef Line l
@@ -206,6 +217,9 @@ cdef void log_exchange(Worker *w, const Exchange *x) noexcept nogil:
             number(&l, x.retried)
         else:
             word(&l, reason_row(x.first_reason).word)
+    if x.cached:
+        word(&l, b'","cache":"')
+        word(&l, cache_word(x.cached))
     if x.client.sink:
         word(&l, b'","detached":"refresh' if x.client.sink == SINK_REFRESH else b'","detached":"left')
     if x.budget_empty:

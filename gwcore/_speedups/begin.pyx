@@ -10,6 +10,7 @@ from gwcore._speedups.answer cimport answer_empty, answer_route
 from gwcore._speedups.buffer cimport buf_bytes
 from gwcore._speedups.choose cimport head_has, upgrade_asked
 from gwcore._speedups.cllhttp cimport LLHTTP_REQUEST
+from gwcore._speedups.cached cimport cached_begin
 from gwcore._speedups.conn cimport (
     LOOK_LOG_MS, SCRATCH_BYTES, C_HEAD, C_IDLE, Conn, Worker, conn_again, conn_arm, conn_limit, conn_move, conn_read, conn_rest, conn_send,
     worker_look,
@@ -214,6 +215,8 @@ cdef void exchange_begin(Worker *w, Conn *c, const char *at, size_t size) noexce
         x.upgrade = upgrade_asked(x, h)
     if x.request_kind == BODY_LENGTH and x.body_limit and x.request_left > x.body_limit:
         begin_refuse(w, x, at, size, R_BODY_TOO_LARGE)
+        return
+    if w.copies != NULL and x.route.kind != TARGET_RESPOND and cached_begin(w, x, at, size, path, path_len):
         return
     if x.route.kind == TARGET_RESPOND:
         begin_answer(w, x, at, size)

@@ -2,6 +2,7 @@
 from libc.stddef cimport size_t
 
 from gwcore._speedups.chunked cimport CHUNK_TRAILER, chunked_next
+from gwcore._speedups.collect cimport collect
 from gwcore._speedups.conn cimport Worker
 from gwcore._speedups.http1 cimport BODY_CLOSE, BODY_LENGTH, BODY_NONE
 from gwcore._speedups.outlist cimport OutList, out_add, out_number
@@ -91,6 +92,8 @@ cdef int body_response(Worker *w, Exchange *x, const char *at, size_t size, OutL
     if x.response_kind == BODY_LENGTH:
         n = size if size < x.response_left else <size_t>x.response_left
         out_add(o, at, n)
+        if x.collecting:
+            collect(w, x, at, n)
         x.response_left -= n
         used[0] = n
         return RC_AGAIN if x.response_left else RC_DONE
@@ -110,6 +113,8 @@ cdef int body_response(Worker *w, Exchange *x, const char *at, size_t size, OutL
                 chunk_out(o, data, n)
             else:
                 out_add(o, data, n)
+            if x.collecting:
+                collect(w, x, data, n)
         elif rc == CHUNK_TRAILER:
             if x.chunk_out and x.te_trailers and x.route.trailers and trailers_keep(&w.bufs, &x.response_trailers, data, n) != RC_OK:
                 x.reason = R_BUFFER_LIMIT

@@ -178,6 +178,7 @@ cdef struct Worker:          # one per process; the context of everything
     TlsServer *servers[64]   # by listener, of the current plan; NULL = plain
     Pipe pipes[16]           # see splice.pyx
     int pipes_max
+    char key[12288]          # of a copy of an answer
     char path[8448]          # a normalised or rewritten path
     char host[272]           # a normalised host
 

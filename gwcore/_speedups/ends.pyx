@@ -9,11 +9,13 @@ from gwcore._speedups.attempt cimport attempt_release
 from gwcore._speedups.body cimport body_skip
 from gwcore._speedups.buffer cimport buf_bytes, buf_give, queue_clear
 from gwcore._speedups.clients cimport client_enter
+from gwcore._speedups.collect cimport keep_close
 from gwcore._speedups.conn cimport (
     SCRATCH_BYTES, C_IDLE, C_LINGER, SINK_HEDGE, Conn, Worker, conn_again, conn_arm, conn_close, conn_limit, conn_move, conn_read, conn_register, conn_rest,
     conn_send, conn_shut,
 )
 from gwcore._speedups.copenssl cimport SSL_R_HTTP_REQUEST
+from gwcore._speedups.copyanswer cimport copy_instead
 from gwcore._speedups.histogram cimport histogram_cell
 from gwcore._speedups.fields cimport M_HEAD
 from gwcore._speedups.ladder cimport ladder_falls, ladder_static
@@ -75,6 +77,7 @@ cdef void exchange_count(Worker *w, const Exchange *x, uint64_t us) noexcept nog
         cell.requests[group] += 1
         cell.bytes_in += x.bytes_in
         cell.bytes_out += x.bytes_out
+        cell.cached[x.cached] += 1
         if x.phase == X_TUNNEL:              # its life is no latency
             w.lane.worker.tunnels -= 1
         else:
@@ -129,6 +132,8 @@ cdef void exchange_end(Worker *w, Exchange *x) noexcept nogil:
         queue_clear(&w.bufs, &x.replay)
     pipe_give(w, &x.pipe, x.piped)
     x.piped = 0
+    if x.copying != NULL:
+        keep_close(w, x)
     buf_give(&w.bufs, x.note)
     buf_give(&w.bufs, x.kept)
     x.kept = NULL
@@ -314,9 +319,10 @@ cdef void exchange_fail(Worker *w, Exchange *x, int reason, bint close) noexcept
     if close:
         x.keep_alive = 0
     out_reset(&w.out)
-    if ladder_falls(x, reason) and ladder_static(w, x, &w.out):
+    x.status = <unsigned short>copy_instead(w, x, reason, &w.out)
+    if x.status == 0 and ladder_falls(x, reason) and ladder_static(w, x, &w.out):
         x.status = <unsigned short>x.ladder.status
-    else:
+    if x.status == 0:
         x.status = <unsigned short>answer_error(w, &w.out, x.plan.head, reason, not x.keep_alive, x.method == M_HEAD, x)
     x.bytes_out += w.out.bytes
     c.final = not x.keep_alive

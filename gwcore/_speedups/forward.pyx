@@ -4,7 +4,7 @@ Order of a request: request line, the client's fields without those removed, our
 """
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memchr, memcmp, memcpy
+from libc.string cimport memchr, memcmp, memcpy, strlen
 
 from gwcore._speedups.buffer cimport BUF_HEAD, BUF_SMALL, buf_bytes, buf_take
 from gwcore._speedups.conn cimport Worker
@@ -22,7 +22,7 @@ from gwcore._speedups.plan cimport (
     OP_ADD, OP_REMOVE, VIA_REQUEST, VIA_RESPONSE, Array, HeaderEdit, PlanHead, Str, UpstreamSpec, plan_text, plan_upgrade, plan_upstream,
 )
 from gwcore._speedups.reasons cimport R_LOOP
-from gwcore._speedups.story cimport Exchange
+from gwcore._speedups.story cimport CACHE_EXPIRED, CACHE_MISS, CACHE_VARY, Exchange
 
 cdef enum:
     ID_BYTES = 128           # longest request id taken from a trusted proxy
@@ -228,6 +228,22 @@ cdef uint32_t status_line(const Head *h, OutList *o) noexcept nogil:
     return 0
 
 
+cdef void cache_status(const Exchange *x, OutList *o) noexcept nogil:
+    """Why the upstream was asked (RFC 9211 2.2)."""
+    cdef const char *why = b"bypass"
+    if x.cached == CACHE_MISS:
+        why = b"uri-miss"
+    elif x.cached == CACHE_VARY:
+        why = b"vary-miss"
+    elif x.cached == CACHE_EXPIRED:
+        why = b"stale"
+    out_copy(o, b"Cache-Status: gwcore; fwd=", 26)
+    out_copy(o, why, strlen(why))
+    if x.collecting:
+        out_copy(o, b"; stored", 8)
+    out_copy(o, b"\r\n", 2)
+
+
 cdef void forward_response(Worker *w, Exchange *x, Head *h, OutList *o, bint close) noexcept nogil:
     """Write the client's response head to o."""
     cdef const PlanHead *p = x.plan.head
@@ -250,6 +266,8 @@ cdef void forward_response(Worker *w, Exchange *x, Head *h, OutList *o, bint clo
         out_copy(o, b"Connection: keep-alive\r\n", 24)
     if p.via & VIA_RESPONSE:
         out_some(o, plan_text(p, p.via_line), p.via_line.len)
+    if x.cached:
+        cache_status(x, o)
     edits_add(p, x.route.response_edits, o)
     if o.bytes == passed:
         out_add(o, h.base + h.size - 2, 2)       # nothing of ours: head and body leave as the one slice that they are

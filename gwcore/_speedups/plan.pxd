@@ -14,6 +14,7 @@ cdef enum HashBy: HASH_CLIENT, HASH_HEADER, HASH_COOKIE
 cdef enum CondKind: COND_HEADER, COND_QUERY
 cdef enum HeaderOp: OP_REMOVE, OP_SET, OP_ADD
 cdef enum: VIA_REQUEST = 1, VIA_RESPONSE = 2
+cdef enum: CACHE_IGNORE = 1, CACHE_COOKIES = 2      # what clients say of caching does not count; answers with Set-Cookie are kept
 
 cdef struct Array:           # n structs at off
     uint32_t off
@@ -97,6 +98,14 @@ cdef struct Route:
     uint32_t buffer_low
     uint32_t replay_bytes
     uint64_t body_bytes      # 0 = no limit
+    uint32_t cache_on        # copies of answers are kept
+    uint32_t cache_flags     # CACHE_IGNORE ...
+    uint32_t cache_ttl_s     # at most
+    uint32_t cache_revalidate_s
+    uint32_t cache_error_s
+    uint32_t cache_usable_s
+    uint32_t cache_object    # bytes of the largest body
+    uint32_t cache_variants
 
 cdef struct EndpointSpec:
     Str name                 # as written in the configuration

@@ -53,6 +53,7 @@ typedef enum { BRK_NO, BRK_SATURATION, BRK_ENDPOINT, BRK_CONNECT, BRK_TLS, BRK_T
     X(PLUGIN_TIMEOUT,       "plugin_timeout",       504, SIDE_GATEWAY,  RETRY_NEVER,      BRK_NO,         "proxy_internal_error") \
     X(LOOP,                 "loop",                 508, SIDE_GATEWAY,  RETRY_NEVER,      BRK_NO,         "proxy_loop_detected") \
     X(FAULT_INJECTED,       "fault_injected",       503, SIDE_GATEWAY,  RETRY_NEVER,      BRK_NO,         "proxy_internal_response") \
+    X(NOT_CACHED,           "not_cached",           504, SIDE_GATEWAY,  RETRY_NEVER,      BRK_NO,         "http_request_denied") \
     X(DEADLINE,             "deadline",             504, SIDE_GATEWAY,  RETRY_NEVER,      BRK_TIMEOUT,    "http_response_timeout") \
     X(NO_ENDPOINT,          "no_endpoint",          503, SIDE_UPSTREAM, RETRY_NEVER,      BRK_NO,         "destination_unavailable") \
     X(BREAKER_OPEN,         "breaker_open",         503, SIDE_UPSTREAM, RETRY_NEVER,      BRK_NO,         "destination_unavailable") \

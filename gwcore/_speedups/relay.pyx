@@ -10,6 +10,7 @@ from gwcore._speedups.buffer cimport buf_bytes, queue_clear
 from gwcore._speedups.chunked cimport chunked_init
 from gwcore._speedups.cllhttp cimport LLHTTP_RESPONSE
 from gwcore._speedups.conn cimport NEVER_MS, SINK_HEDGE, Conn, Worker, conn_again, conn_arm, conn_read, conn_register, conn_rest, conn_send, conn_watch
+from gwcore._speedups.copyanswer cimport copy_stands
 from gwcore._speedups.deadline cimport answer_due, request_out
 from gwcore._speedups.forward cimport forward_interim, forward_response
 from gwcore._speedups.head cimport Head, HeadLimits, head_feed, head_init
@@ -18,6 +19,7 @@ from gwcore._speedups.fields cimport M_HEAD
 from gwcore._speedups.http1 cimport BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, keep_alive_ms, response_body, response_check
 from gwcore._speedups.idle cimport idle_peer_closed
 from gwcore._speedups.ladder cimport ladder_replaces
+from gwcore._speedups.keeping cimport keep_head, keep_look, keep_store
 from gwcore._speedups.outlist cimport out_add, out_reset, out_store
 from gwcore._speedups.permit cimport permit_answer, permit_cancel, permit_refused
 from gwcore._speedups.proxyproto cimport proxy_write
@@ -413,7 +415,7 @@ cdef void response_head(Worker *w, Exchange *x, const char *at, size_t size, siz
         x.endpoint.ewma_ms += (latency_ms - x.endpoint.ewma_ms) * EWMA_SHARE
     if h.status >= 429 and answer_refused(w, x, h, at, size):
         return
-    if h.status >= 500 and ladder_replaces(x, h.status):
+    if h.status >= 500 and (ladder_replaces(x, h.status) or x.copying != NULL and copy_stands(w, x) != NULL):
         answer_drop(w, x, h, at, size)
         exchange_fail(w, x, R_UPSTREAM_ERROR, False)
         return
@@ -435,8 +437,12 @@ cdef void response_head(Worker *w, Exchange *x, const char *at, size_t size, siz
         queue_clear(&w.bufs, &x.replay)
     x.replay_lost = 1
     exchange_move(w, x, X_ANSWERING)
+    if x.copying != NULL:
+        keep_look(w, x, h)
     out_reset(&w.out)
     forward_response(w, x, h, &w.out, close)
+    if x.collecting:
+        keep_head(w, x, h)
     response_body_on(w, x, x.up, at + h.size, size - h.size)
     if x.item.live:
         twin_part(w, x)                              # at once, but not before the bytes of this turn were taken
@@ -474,7 +480,7 @@ cdef void response_body_on(Worker *w, Exchange *x, Conn *u, const char *at, size
         if not stalled:                              # bytes that we add to a stalled client are no progress of its own
             conn_arm(w, x.client, w.now_ms + client_write_ms(x))
     elif x.response_kind == BODY_LENGTH and x.plan.head.splice_bytes and x.response_left >= x.plan.head.splice_bytes \
-            and x.client.tls.ssl == NULL and u.tls.ssl == NULL and not x.client.sink:
+            and x.client.tls.ssl == NULL and u.tls.ssl == NULL and not x.client.sink and not x.collecting:
         conn_watch(w, x.client)
         pipe_take(w, &x.pipe)                        # when there is none it goes on by copying
 
@@ -513,6 +519,8 @@ cdef void response_done(Worker *w, Exchange *x, int sent_rc, bint clean) noexcep
     """The whole answer came from the upstream and was handed to the client's socket (sent_rc). clean: not one byte came behind it."""
     cdef Conn *u = x.up
     cdef bint in_step = clean and x.request_body == REQ_DONE and u.output.bytes == 0
+    if x.collecting and clean and x.response_kind != BODY_CLOSE:     # where a body ends with its connection, nobody knows that it is whole
+        keep_store(w, x)
     attempt_release(w, x, in_step and x.upstream_keep and not u.ended and not u.readable, CLOSE_PEER if in_step else CLOSE_ERROR)
     admission_end(w, x)
     if x.request_body == REQ_STREAM:

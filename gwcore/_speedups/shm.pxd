@@ -28,6 +28,7 @@ cdef enum Outcome: SLA_MET, SLA_LATE, SLA_DEGRADED, SLA_FAILED, SLA_OUTCOMES
 
 cdef struct RouteCell:
     uint64_t requests[6]     # by class: none (nobody answered), 1xx .. 5xx
+    uint64_t cached[8]       # story.CacheHow
     uint64_t bytes_in
     uint64_t bytes_out
     uint64_t sum_us

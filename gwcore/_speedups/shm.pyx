@@ -15,6 +15,7 @@ from gwcore._speedups.store cimport store_bytes, store_count, store_forget, stor
 from gwcore._speedups.sys cimport MAP_FAILED, MAP_NORESERVE, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 
 LIMITS = {"route": ROUTE_CELLS, "upstream": UPSTREAM_CELLS, "endpoint": ENDPOINT_CELLS}
+CACHE_WORDS = ("hit", "stale", "error", "miss", "vary", "expired", "bypass")    # story.CacheHow, from 1
 CLOSE_WORDS = ("idle", "max_requests", "max_age", "peer", "error", "stale", "evicted", "drain", "timeout", "aborted", "tunnel")
 HEALTH_WORDS = ("unknown", "up", "down", "back")         # EndpointHealth
 RETRY_WORDS = ("connect", "stale", "reset", "timeout", "status", "hedge")
@@ -363,8 +364,7 @@ cdef dict route_figures(Segment self, uint32_t slot):
     cdef uint32_t cells[HIST_CELLS]
     cdef uint64_t sum_us = 0
     memset(cells, 0, sizeof(cells))
-    requests = [0] * 6
-    sla = [0] * 12
+    requests, cached, sla = [0] * 6, [0] * 8, [0] * 12
     n_in = n_out = 0
     for w in range(self.mem.workers):
         c = &segment_lane(self.mem, w).routes[slot]
@@ -372,13 +372,15 @@ cdef dict route_figures(Segment self, uint32_t slot):
             requests[i] += c.requests[i]
         for i in range(3 * SLA_OUTCOMES):
             sla[i] += c.sla[i]
+        for i in range(8):
+            cached[i] += c.cached[i]
         for i in range(HIST_CELLS):
             cells[i] += c.seconds[i]
         n_in += c.bytes_in
         n_out += c.bytes_out
         sum_us += c.sum_us
     return {"requests": dict(zip(("none", "1xx", "2xx", "3xx", "4xx", "5xx"), requests)), "bytes_in": n_in, "bytes_out": n_out,
-            "sla": sla_words(sla), "seconds": seconds(cells, sum_us)}
+            "cache": dict(zip(CACHE_WORDS, cached[1:])), "sla": sla_words(sla), "seconds": seconds(cells, sum_us)}
 
 
 cdef dict sla_words(list counts):

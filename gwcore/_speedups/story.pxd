@@ -23,6 +23,9 @@ cdef enum Phase:
     X_TUNNEL                 # another protocol by now; plan and route are NULL
 
 cdef enum Degraded: DEGRADED_NO, DEGRADED_CACHE, DEGRADED_STATIC
+cdef enum CacheHow:          # what the cache had to do with it; words: shm.CACHE_WORDS
+    CACHE_NONE, CACHE_HIT, CACHE_STALE, CACHE_ERROR, CACHE_MISS, CACHE_VARY, CACHE_EXPIRED, CACHE_BYPASS
+    CACHE_HOWS
 
 cdef enum BodyState: REQ_DONE, REQ_STREAM, REQ_DISCARD
 
@@ -53,6 +56,7 @@ cdef struct Exchange:
     uint8_t refusal          # BreakerRefusal
     ByteQueue replay         # the request as it is sent upstream, as long as it may have to be sent again
     Buf *note                # what log and answers need of the head: path, then request id
+    Buf *copying             # Keep: of an answer that may be kept, or changes what is; NULL = neither
     uint32_t note_path_len
     uint32_t note_id_len
     uint32_t note_route_len  # of a tunnel, which has no plan
@@ -121,6 +125,8 @@ cdef struct Exchange:
     uint8_t upgrade          # number + 1 of the route's token that the client asked for
     uint8_t tier
     uint8_t degraded         # Degraded: what the client got instead of a live answer
+    uint8_t cached           # CacheHow
+    uint8_t collecting       # the answer is copied on its way, to be kept
     uint8_t early            # it may be a copy of an old one: it came in early data here, or says that it did before
     uint8_t hop              # number that a trusted gateway before us gave its attempt; 1 = the first, or nobody said
     uint8_t budget_empty     # the budget would not pay for another

@@ -185,10 +185,18 @@ def _tiers(tiers: dict[str, Any]) -> Iterable[Any]:
 
 def _routes(routes: dict[str, Any]) -> Iterable[Any]:
     requests = CounterMetricFamily("gwcore_requests_total", "Requests answered, by class of status", labels=["route", "status"])
+    cache = CounterMetricFamily(
+        "gwcore_cache_requests_total",
+        "Requests of routes with a cache, by what it had to do with them",
+        labels=["route", "result"],
+    )
     seconds = HistogramMetricFamily("gwcore_request_seconds", "Time of whole requests", labels=["route"])
     for name, r in routes.items():
         for status, n in r["requests"].items():
             requests.add_metric([name, status], n)
+        for result, n in r["cache"].items():
+            if n:
+                cache.add_metric([name, result], n)
         _histogram(seconds, name, r["seconds"])
     outcomes = CounterMetricFamily(
         "gwcore_sla_requests_total", "Requests by what became of their tier's promise", labels=["route", "tier", "outcome"]
@@ -200,6 +208,7 @@ def _routes(routes: dict[str, Any]) -> Iterable[Any]:
                     outcomes.add_metric([name, tier, outcome], n)
     yield requests
     yield outcomes
+    yield cache
     yield seconds
     for key, (metric, text) in ROUTE_BYTES.items():
         yield _family(metric, text, "route", {name: r[key] for name, r in routes.items()})

@@ -16,6 +16,7 @@ from gwcore._speedups.plan import PlanBuilder, key_hash
 from gwcore._speedups.retry import ON as RETRY_ON
 from gwcore._speedups.retry import P95 as HEDGE_P95
 from gwcore.config.base import interleaved
+from gwcore.config.cache import RouteCache
 from gwcore.config.compile_degrade import LadderWriter
 from gwcore.config.compile_tls import TlsWriter
 from gwcore.config.places import Addresses, Place, places
@@ -238,6 +239,19 @@ class _Compiler(Writer):
             lines.append(f"Content-Length: {len(body)}")
         return ("\r\n".join(lines) + "\r\n").encode("latin-1"), body
 
+    def cache(self, r: Route) -> dict[str, int]:
+        c = r.cache or RouteCache()
+        return {
+            "cache_on": int(r.cache is not None),
+            "cache_flags": (c.requests == "ignore") | (c.set_cookie == "store") << 1,
+            "cache_ttl_s": int(c.ttl),
+            "cache_revalidate_s": int(c.stale_while_revalidate),
+            "cache_error_s": int(c.stale_if_error),
+            "cache_usable_s": int(c.usable),
+            "cache_object": c.object,
+            "cache_variants": c.variants,
+        }
+
     def route(self, r: Route, nexts: int, regex: int) -> dict[str, Any]:
         c, m = self.config, r.match
         targets = r.targets or ([] if r.upstream is None else [Target(upstream=r.upstream)])
@@ -294,6 +308,7 @@ class _Compiler(Writer):
             "buffer_high": c.buffers.high,
             "buffer_low": c.buffers.low,
             "replay_bytes": c.buffers.replay,
+            **self.cache(r),
             "body_bytes": c.limits.body_bytes if r.limits.body_bytes is None else r.limits.body_bytes,
         }
 

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from gwcore._speedups.path import normalise
 from gwcore.config.base import TOKEN, Model, check_headers, known_methods
 from gwcore.config.degrade import Ladder
+from gwcore.config.cache import RouteCache
 from gwcore.config.units import Duration, Rate, Size
 
 
@@ -166,6 +167,12 @@ def _upgrade(value: Any) -> Any:
     return value
 
 
+def _cache(value: Any) -> Any:
+    if value is True or value == "on":
+        return {}
+    return None if value is False or value == "off" else value
+
+
 class Route(Model):
     name: str = ""
     """For log, metrics and explain; `route-N` when not given."""
@@ -196,6 +203,10 @@ class Route(Model):
     deadline: Duration = 0.0
     """From the request to the head of its answer, with all that lies between: waiting, connecting, retries; then 504 `deadline`.
     `off` = only what a trusted proxy says (`deadline.header`)."""
+    cache: Annotated[
+        RouteCache | None, BeforeValidator(_cache, json_schema_input_type=RouteCache | Literal["on", "off"] | None)
+    ] = None
+    """Keep copies of answers, as a shared cache by RFC 9111. `on` = with these defaults."""
     timeouts: RouteTimeouts = RouteTimeouts()
     """Overrides for this route."""
     limits: RouteLimits = RouteLimits()
@@ -211,6 +222,8 @@ class Route(Model):
         given = [k for k in ("upstream", "targets", "respond") if getattr(self, k)]
         if len(given) != 1:
             raise ValueError("give one of upstream, targets and respond" + (f", not {' and '.join(given)}" if given else ""))
+        if self.cache and self.respond:
+            raise ValueError("cache: the route answers by itself, so there is nothing to keep; remove cache")
         if self.targets and not sum(t.weight for t in self.targets):
             raise ValueError("the weights of targets add up to 0")
         if self.rewrite.strip_prefix:

@@ -1,0 +1,117 @@
+"""A request of a route with `cache`, before anything is sent anywhere: a copy answers it, or it goes on and what it brings may be kept."""
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from gwcore._speedups.collect cimport Keep, keep_open
+from gwcore._speedups.conn cimport conn_rest, conn_send
+from gwcore._speedups.copies cimport Copy, CopyKey, copy_key
+from gwcore._speedups.copyanswer cimport COPY_CHECK, COPY_STRICT, copy_age_s, copy_lookup, copy_write, key_write
+from gwcore._speedups.detached cimport detached_begin
+from gwcore._speedups.ends cimport answered
+from gwcore._speedups.fields cimport F_AUTHORIZATION, F_COOKIE, M_DELETE, M_GET, M_HEAD, M_PATCH, M_POST, M_PUT
+from gwcore._speedups.freshness cimport Said, request_said
+from gwcore._speedups.head cimport Head
+from gwcore._speedups.leases cimport LEASE_TAKEN, lease_give, lease_take
+from gwcore._speedups.outlist cimport out_reset
+from gwcore._speedups.plan cimport CACHE_IGNORE, Route
+from gwcore._speedups.proxy cimport begin_refuse
+from gwcore._speedups.reasons cimport R_NOT_CACHED
+from gwcore._speedups.story cimport CACHE_BYPASS, CACHE_EXPIRED, CACHE_HIT, CACHE_MISS, CACHE_STALE, CACHE_VARY, REQ_STREAM
+
+cdef enum:
+    REFRESH_MS = 10000       # nobody else refreshes meanwhile
+
+
+cdef bint writes(int method) noexcept nogil:
+    return method == M_POST or method == M_PUT or method == M_DELETE or method == M_PATCH
+
+
+cdef bint satisfies(Worker *w, const Copy *c, const Said *said, bint ignore) noexcept nogil:
+    """May this copy be used as it is?"""
+    cdef int64_t age = <int64_t>copy_age_s(w, c), left = <int64_t>(c.meta.fresh_ms - w.now_ms) // 1000
+    if c.meta.flags & COPY_CHECK:
+        return False
+    if ignore:
+        return c.meta.fresh_ms > w.now_ms
+    if said.no_cache or said.max_age >= 0 and age > said.max_age or said.min_fresh >= 0 and left < said.min_fresh:
+        return False
+    if c.meta.fresh_ms > w.now_ms:
+        return True
+    return said.max_stale >= 0 and not c.meta.flags & COPY_STRICT and -left <= said.max_stale
+
+
+cdef bint cached_begin(Worker *w, Exchange *x, const char *at, size_t size, const char *path, size_t path_len) noexcept nogil:
+    """True: the request was answered. The head is in w.request."""
+    cdef Head *h = &w.request
+    cdef const Route *r = x.route
+    cdef const char *asked = h.base + h.f[0].name if h.n else h.base + h.size
+    cdef uint32_t asked_len = h.size - 2 - h.f[0].name if h.n else 0, key_len, url_at = 0, i
+    cdef const Copy *c
+    cdef Said said
+    cdef Keep *k
+    cdef CopyKey key
+    cdef bint varies = False, ignore = r.cache_flags & CACHE_IGNORE != 0
+    if x.method != M_GET and x.method != M_HEAD:
+        if writes(x.method):
+            key_len = key_write(w, x, h, path, path_len, &url_at)
+            k = keep_open(w, x, key_len, url_at, asked, 0)
+            if k != NULL:
+                k.unsafe = 1
+        return False
+    if not r.cache_on:
+        return False
+    if x.request_body == REQ_STREAM or h.wants_upgrade:
+        x.cached = CACHE_BYPASS
+        return False
+    request_said(h, &said)
+    key_len = key_write(w, x, h, path, path_len, &url_at)
+    c = copy_lookup(w, key_len, asked, asked_len, &varies)
+    if c != NULL and satisfies(w, c, &said, ignore):
+        x.cached = CACHE_HIT if c.meta.fresh_ms > w.now_ms else CACHE_STALE
+        cached_answer(w, x, c, at, size, asked, asked_len)
+        return True
+    if c != NULL and c.meta.revalidate_ms > w.now_ms and (ignore or not said.no_cache and said.max_age < 0 and said.min_fresh < 0):
+        x.cached = CACHE_STALE
+        key_len = key_write(w, x, h, path, path_len, &url_at)
+        copy_key(w.copies, &key, w.key, key_len)
+        if lease_take(w.copies, &key, w.now_ms + REFRESH_MS, w.now_ms) == LEASE_TAKEN:
+            refresh(w, x, path, path_len, key_len, url_at, asked, asked_len)
+        cached_answer(w, x, c, at, size, asked, asked_len)
+        return True
+    if said.only_if_cached and not ignore:
+        begin_refuse(w, x, at, size, R_NOT_CACHED)
+        return True
+    x.cached = CACHE_EXPIRED if c != NULL else CACHE_VARY if varies else CACHE_MISS
+    if said.no_store and not ignore:
+        x.cached = CACHE_BYPASS
+        return False
+    key_len = key_write(w, x, h, path, path_len, &url_at)
+    k = keep_open(w, x, key_len, url_at, asked, asked_len)
+    if k != NULL:
+        k.fallback = c != NULL and not said.no_cache
+        for i in range(h.n):
+            k.secret |= h.f[i].id == F_AUTHORIZATION or h.f[i].id == F_COOKIE
+    return False
+
+
+cdef void cached_answer(Worker *w, Exchange *x, const Copy *c, const char *at, size_t size, const char *asked, uint32_t asked_len) noexcept nogil:
+    out_reset(&w.out)
+    x.status = <unsigned short>copy_write(w, x, c, &w.out, asked, asked_len)
+    x.bytes_out = w.out.bytes
+    conn_rest(w, x.client, at + w.request.size, size - w.request.size)
+    x.client.final = not x.keep_alive
+    answered(w, x, conn_send(w, x.client, &w.out))
+
+
+cdef void refresh(Worker *w, Exchange *x, const char *path, size_t path_len, uint32_t key_len, uint32_t url_at, const char *asked, uint32_t asked_len) noexcept nogil:
+    """Fetch the answer anew for those who ask later. The lease is ours, and goes with the exchange that does it."""
+    cdef Exchange *d = detached_begin(w, x, path, path_len)
+    cdef Keep *k = NULL
+    cdef CopyKey key
+    if d != NULL:
+        key_len = key_write(w, x, &w.request, path, path_len, &url_at)
+        k = keep_open(w, d, key_len, url_at, asked, asked_len)
+    if k != NULL:
+        k.lease = 1
+        return
+    copy_key(w.copies, &key, w.key, key_len)
+    lease_give(w.copies, &key)
