@@ -121,7 +121,7 @@ def proofs() -> dict[str, list[str]]:
             if m := re.match(r"def (test_\w+)", line):
                 name = m[1]
             if m := re.match(r"\s*(?:#|\"\"\").*|def .*(#.*)", line):
-                for number in re.findall(r"(?<![\w-])[RFBCULT]\d{1,2}(?![\w-])", m[1] or m[0]):
+                for number in re.findall(r"(?<![\w-])[RFBCULTK]\d{1,2}(?![\w-])", m[1] or m[0]):
                     where = f"{path.relative_to(ROOT / 'tests')}" + (f": {name}" if name else "")
                     if where not in found.setdefault(number, []):
                         found[number].append(where)

@@ -7,7 +7,7 @@ from gwcore._speedups.copies cimport Copy, CopyKey, copy_key
 from gwcore._speedups.copyanswer cimport COPY_CHECK, COPY_STRICT, copy_age_s, copy_lookup, copy_write, key_write
 from gwcore._speedups.detached cimport detached_begin
 from gwcore._speedups.ends cimport answered
-from gwcore._speedups.fields cimport F_AUTHORIZATION, F_COOKIE, M_DELETE, M_GET, M_HEAD, M_PATCH, M_POST, M_PUT
+from gwcore._speedups.fields cimport F_AUTHORIZATION, F_COOKIE, F_HOP_LAST, F_OTHER, M_DELETE, M_GET, M_HEAD, M_PATCH, M_POST, M_PUT, same_word
 from gwcore._speedups.freshness cimport Said, request_said
 from gwcore._speedups.head cimport Head
 from gwcore._speedups.leases cimport LEASE_TAKEN, lease_give, lease_take
@@ -23,6 +23,27 @@ cdef enum:
 
 cdef bint writes(int method) noexcept nogil:
     return method == M_POST or method == M_PUT or method == M_DELETE or method == M_PATCH
+
+
+cdef bint named_away(const Head *h) noexcept nogil:
+    """Does Connection name a field that is none of the connection's? The upstream does not see it, so its answer must not be kept for those
+    of whom it does."""
+    cdef uint32_t i
+    for i in range(h.n):
+        if h.f[i].drop and (h.f[i].id == F_OTHER or h.f[i].id > F_HOP_LAST):
+            return True
+    return False
+
+
+cdef bint credentials(const Exchange *x, const Head *h) noexcept nogil:
+    """Does the request say who asks?"""
+    cdef uint32_t i
+    if x.client.tls.who != NULL:
+        return True
+    for i in range(h.n):
+        if h.f[i].id == F_AUTHORIZATION or h.f[i].id == F_COOKIE:
+            return True
+    return False
 
 
 cdef bint satisfies(Worker *w, const Copy *c, const Said *said, bint ignore) noexcept nogil:
@@ -44,7 +65,7 @@ cdef bint cached_begin(Worker *w, Exchange *x, const char *at, size_t size, cons
     cdef Head *h = &w.request
     cdef const Route *r = x.route
     cdef const char *asked = h.base + h.f[0].name if h.n else h.base + h.size
-    cdef uint32_t asked_len = h.size - 2 - h.f[0].name if h.n else 0, key_len, url_at = 0, i
+    cdef uint32_t asked_len = h.size - 2 - h.f[0].name if h.n else 0, key_len, url_at = 0
     cdef const Copy *c
     cdef Said said
     cdef Keep *k
@@ -53,17 +74,17 @@ cdef bint cached_begin(Worker *w, Exchange *x, const char *at, size_t size, cons
     if x.method != M_GET and x.method != M_HEAD:
         if writes(x.method):
             key_len = key_write(w, x, h, path, path_len, &url_at)
-            k = keep_open(w, x, key_len, url_at, asked, 0)
+            k = keep_open(w, x, key_len, url_at, asked, 0) if key_len else NULL
             if k != NULL:
                 k.unsafe = 1
         return False
     if not r.cache_on:
         return False
-    if x.request_body == REQ_STREAM or h.wants_upgrade:
+    key_len = key_write(w, x, h, path, path_len, &url_at)
+    if x.request_body == REQ_STREAM or h.wants_upgrade or key_len == 0 or named_away(h):
         x.cached = CACHE_BYPASS
         return False
     request_said(h, &said)
-    key_len = key_write(w, x, h, path, path_len, &url_at)
     c = copy_lookup(w, key_len, asked, asked_len, &varies)
     if c != NULL and satisfies(w, c, &said, ignore):
         x.cached = CACHE_HIT if c.meta.fresh_ms > w.now_ms else CACHE_STALE
@@ -73,7 +94,7 @@ cdef bint cached_begin(Worker *w, Exchange *x, const char *at, size_t size, cons
         x.cached = CACHE_STALE
         key_len = key_write(w, x, h, path, path_len, &url_at)
         copy_key(w.copies, &key, w.key, key_len)
-        if lease_take(w.copies, &key, w.now_ms + REFRESH_MS, w.now_ms) == LEASE_TAKEN:
+        if x.method == M_GET and lease_take(w.copies, &key, w.now_ms + REFRESH_MS, w.now_ms) == LEASE_TAKEN:
             refresh(w, x, path, path_len, key_len, url_at, asked, asked_len)
         cached_answer(w, x, c, at, size, asked, asked_len)
         return True
@@ -88,8 +109,7 @@ cdef bint cached_begin(Worker *w, Exchange *x, const char *at, size_t size, cons
     k = keep_open(w, x, key_len, url_at, asked, asked_len)
     if k != NULL:
         k.fallback = c != NULL and not said.no_cache
-        for i in range(h.n):
-            k.secret |= h.f[i].id == F_AUTHORIZATION or h.f[i].id == F_COOKIE
+        k.secret = credentials(x, h)
     return False
 
 
@@ -102,15 +122,28 @@ cdef void cached_answer(Worker *w, Exchange *x, const Copy *c, const char *at, s
     answered(w, x, conn_send(w, x.client, &w.out))
 
 
+cdef void whole(Head *h) noexcept nogil:
+    """Drop the client's conditions and ranges: what is asked for is to be kept."""
+    cdef uint32_t i, n
+    cdef const char *name
+    for i in range(h.n):
+        name, n = h.base + h.f[i].name, h.f[i].name_len
+        if same_word(name, n, b"range", 5) or n > 3 and same_word(name, 3, b"if-", 3):
+            h.f[i].drop = 1
+
+
 cdef void refresh(Worker *w, Exchange *x, const char *path, size_t path_len, uint32_t key_len, uint32_t url_at, const char *asked, uint32_t asked_len) noexcept nogil:
     """Fetch the answer anew for those who ask later. The lease is ours, and goes with the exchange that does it."""
-    cdef Exchange *d = detached_begin(w, x, path, path_len)
+    cdef Exchange *d
     cdef Keep *k = NULL
     cdef CopyKey key
+    whole(&w.request)
+    d = detached_begin(w, x, path, path_len)
     if d != NULL:
         key_len = key_write(w, x, &w.request, path, path_len, &url_at)
         k = keep_open(w, d, key_len, url_at, asked, asked_len)
     if k != NULL:
+        k.secret = credentials(x, &w.request)
         k.lease = 1
         return
     copy_key(w.copies, &key, w.key, key_len)

@@ -7,7 +7,8 @@ from libc.string cimport memchr, memcmp, memcpy
 
 from gwcore._speedups.collect cimport Keep, keep_asked, keep_of
 from gwcore._speedups.copies cimport copy_body, copy_find, copy_head, copy_key
-from gwcore._speedups.fields cimport F_X_FORWARDED_PROTO, LOWER, M_HEAD, BYTE_CLASS, B_DIGIT, same_word
+from gwcore._speedups.fields cimport F_X_FORWARDED_HOST, F_X_FORWARDED_PORT, F_X_FORWARDED_PROTO, LOWER, M_HEAD, BYTE_CLASS, B_DIGIT, same_word
+from gwcore._speedups.head cimport Field
 from gwcore._speedups.freshness cimport date_read
 from gwcore._speedups.http1 cimport list_next
 from gwcore._speedups.outlist cimport out_add, out_copy, out_number, out_some
@@ -20,17 +21,25 @@ cdef enum:
 
 
 cdef uint32_t key_write(Worker *w, const Exchange *x, const Head *h, const char *path, size_t path_len, uint32_t *url_at) noexcept nogil:
-    """Write the key of a request to w.key; its length."""
+    """Write the key of a request to w.key; its length, 0 = it would be too long."""
     cdef char *out = w.key
     cdef uint32_t n = 0, i
+    cdef const Field *f
     cdef bint sealed = x.client.tls.ssl != NULL or x.client.sealed
-    if x.client.trusted:
-        for i in range(h.n):
-            if h.f[i].id == F_X_FORWARDED_PROTO:
-                sealed = same_word(h.base + h.f[i].value, h.f[i].value_len, b"https", 5)
     if x.route.conds.n:
         n = min(x.route.name.len, <uint32_t>1000)
         memcpy(out, plan_text(x.plan.head, x.route.name), n)
+    if x.client.trusted:                             # what it says of the request passes to the upstream
+        for i in range(h.n):
+            f = &h.f[i]
+            if f.id == F_X_FORWARDED_PROTO:
+                sealed = same_word(h.base + f.value, f.value_len, b"https", 5)
+            elif f.id == F_X_FORWARDED_HOST or f.id == F_X_FORWARDED_PORT:
+                if n + f.value_len > 1600:
+                    return 0
+                out[n] = c' '
+                memcpy(out + n + 1, h.base + f.value, f.value_len)
+                n += 1 + f.value_len
     out[n] = c'\n'
     n += 1
     url_at[0] = n

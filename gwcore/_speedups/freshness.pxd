@@ -10,7 +10,7 @@ cdef struct Said:            # of one message; seconds, -1 = not said
     int64_t max_stale
     int64_t revalidate       # stale-while-revalidate
     int64_t error            # stale-if-error
-    uint8_t any              # there was such a field
+    uint8_t any              # something that is known
     uint8_t no_store
     uint8_t no_cache
     uint8_t own              # private

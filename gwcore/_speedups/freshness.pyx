@@ -43,6 +43,8 @@ cdef inline void lower_of(int64_t *to, int64_t n) noexcept nogil:
 
 
 cdef void directive(Said *s, const char *name, size_t n, const char *value, size_t size, bint valued) noexcept nogil:
+    cdef bint known = s.any
+    s.any = 1
     if same_word(name, n, b"max-age", 7):
         lower_of(&s.max_age, seconds_read(value, size))
     elif same_word(name, n, b"s-maxage", 8):
@@ -67,6 +69,8 @@ cdef void directive(Said *s, const char *name, size_t n, const char *value, size
         s.max_stale = seconds_read(value, size) if valued else SECONDS_MOST
     elif same_word(name, n, b"only-if-cached", 14):
         s.only_if_cached = 1
+    else:
+        s.any = known
 
 
 cdef void said_read(Said *s, const char *at, size_t size) noexcept nogil:
@@ -107,7 +111,6 @@ cdef bint lines_read(const Head *h, const char *lower, size_t n, Said *s) noexce
     cdef uint32_t i
     for i in range(h.n):
         if h.f[i].name_len == n and same_word(h.base + h.f[i].name, n, lower, n):
-            s.any = 1
             said_read(s, h.base + h.f[i].value, h.f[i].value_len)
     return s.any
 

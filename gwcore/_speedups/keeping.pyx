@@ -4,7 +4,7 @@ is put into the store when the last byte came.
 An answer that differs by fields of the request leaves two entries: under the base key a marker that names the fields and has a random salt, and
 under base key, salt and those values the answer. Whoever forgets the marker has forgotten all of its variants."""
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memchr, memcmp, memcpy, memset
 
 from gwcore._speedups.buffer cimport Buf, ByteQueue, buf_bytes, queue_add
 from gwcore._speedups.collect cimport VARY_BYTES, Keep, collect_stop, keep_asked, keep_key, keep_of
@@ -12,7 +12,7 @@ from gwcore._speedups.conn cimport random_next
 from gwcore._speedups.copies cimport Copy, CopyKey, CopyMeta, CopyText, copy_drop, copy_find, copy_head, copy_key
 from gwcore._speedups.copyanswer cimport COPY_CHECK, COPY_MARKER, COPY_STRICT, key_vary
 from gwcore._speedups.copyput cimport copy_put
-from gwcore._speedups.fields cimport F_CONTENT_LENGTH, F_TRAILER, LOWER, M_GET, same_word
+from gwcore._speedups.fields cimport F_AUTHORIZATION, F_CONTENT_LENGTH, F_HOST, F_OTHER, F_TRAILER, LOWER, M_GET, field_id, same_word
 from gwcore._speedups.freshness cimport Said, age_s, field_named, lifetime_s, response_said
 from gwcore._speedups.head cimport Field
 from gwcore._speedups.http1 cimport list_next
@@ -22,7 +22,6 @@ from gwcore._speedups.types cimport RC_OK, size_t
 
 cdef enum:
     PIECES = 72              # buffers of one answer
-    KEEP_S = 86400           # an answer that can be asked after is kept for so long beyond its life
     STATUSES = 14
 
 cdef int[14] KEPT
@@ -41,6 +40,12 @@ cdef bint is_name(const Head *h, const Field *f, const char *lower, size_t n) no
     return f.name_len == n and same_word(h.base + f.name, n, lower, n)
 
 
+cdef bint ours(const char *name, size_t n) noexcept nogil:
+    """Is this a field that the gateway writes or drops? Then the client's own says nothing of what the upstream saw."""
+    cdef int id_ = field_id(name, n)
+    return F_OTHER < id_ < F_AUTHORIZATION and id_ != F_HOST or memchr(name, c'_', n) != NULL
+
+
 cdef bint vary_read(Keep *k, const Head *h) noexcept nogil:
     """Remember the names of Vary. False: `*`, or too much of it."""
     cdef uint32_t i
@@ -54,7 +59,7 @@ cdef bint vary_read(Keep *k, const Head *h) noexcept nogil:
             n = list_next(h.base + h.f[i].value, h.f[i].value_len, &pos, &item)
             if n == 0:
                 break
-            if n == 1 and item[0] == c'*' or k.vary_len + n + 1 > VARY_BYTES:
+            if n == 1 and item[0] == c'*' or ours(item, n) or k.vary_len + n + 1 > VARY_BYTES:
                 return False
             for b in range(n):
                 k.vary[k.vary_len + b] = <char>LOWER[<uint8_t>item[b]]
@@ -90,8 +95,6 @@ cdef bint times(Worker *w, Exchange *x, Keep *k, const Head *h, const Said *said
         if said.error >= 0:
             m.flags &= ~<uint32_t>COPY_STRICT
     m.keep_ms = max(m.usable_ms, max(m.revalidate_ms, m.error_ms))
-    if validated:
-        m.keep_ms += <uint64_t>KEEP_S * 1000
     return m.keep_ms > w.now_ms
 
 

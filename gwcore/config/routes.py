@@ -9,8 +9,8 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from gwcore._speedups.path import normalise
 from gwcore.config.base import TOKEN, Model, check_headers, known_methods
-from gwcore.config.degrade import Ladder
 from gwcore.config.cache import RouteCache
+from gwcore.config.degrade import Ladder
 from gwcore.config.units import Duration, Rate, Size
 
 

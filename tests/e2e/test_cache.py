@@ -114,6 +114,7 @@ def test_a_fresh_copy_answers(origin: Origin):  # K1 K4 K11
         answer("", "Expires: 0"),
         answer("", "Expires: " + formatdate(time.time() - 5, usegmt=True)),
         answer("s-maxage=0, max-age=60"),
+        answer("max-age=0", "CDN-Cache-Control: , nonsense"),
         b"HTTP/1.1 200 OK\r\nConnection: close\r\nCache-Control: max-age=60\r\n\r\nhello",  # K8: ends with its connection
     ],
 )
@@ -157,6 +158,38 @@ def test_credentials(origin: Origin, field: str):  # K2
         c.ask("/y", field)
         c.ask("/y", field)
         assert len(origin.asked) == 3
+
+
+def test_a_refresh_keeps_nothing_of_one_client(origin: Origin):  # K2
+    origin.say = lambda head: answer("public, max-age=1, stale-while-revalidate=60")
+    with cached(config(origin)) as c:
+        c.ask("/", "Cookie: a=b")
+        time.sleep(1.1)
+        origin.say = lambda head: answer("max-age=60", body=b"secret")
+        assert c.ask("/", "Cookie: a=b").body == b"hello"
+        wait_until(lambda: len(origin.asked) == 2 and c.p.counts()["exchanges"] == 0)
+        assert c.ask("/").body == b"hello"
+
+
+def test_a_field_that_the_upstream_does_not_see_makes_no_variant(origin: Origin):  # K9
+    origin.say = lambda head: answer("max-age=60", "Vary: Accept-Language", body=b"en" if b"en" in head else b"de")
+    with cached(config(origin)) as c:
+        r = c.ask("/", "Accept-Language: en", "Connection: keep-alive, Accept-Language")
+        assert r.body == b"de" and r.get("Cache-Status") == "gwcore; fwd=bypass"
+        assert c.ask("/", "Accept-Language: en").body == b"en"
+        for name in ("X-Forwarded-For", "X-Request-ID", "X_Kind"):
+            origin.say = lambda head, name=name: answer("max-age=60", f"Vary: {name}")
+            assert c.ask(f"/{name}").get("Cache-Status") == "gwcore; fwd=uri-miss"
+
+
+def test_what_a_trusted_proxy_says_is_part_of_the_key(origin: Origin):  # K1 K9
+    with cached(config(origin) + "trusted_proxies: [127.0.0.0/8]\n") as c:
+        c.ask("/")
+        for field in ("X-Forwarded-Proto: https", "X-Forwarded-Host: b", "X-Forwarded-Port: 81", "X-Forwarded-Host: " + "b" * 2000):
+            c.ask("/", field)
+        assert len(origin.asked) == 5
+        c.ask("/", "X-Forwarded-Host: b")
+        assert len(origin.asked) == 5
 
 
 def test_variants(origin: Origin):
@@ -237,9 +270,10 @@ def test_stale_while_it_is_fetched_anew(origin: Origin):  # K7
         time.sleep(1.1)
         origin.hold.clear()
         for _ in range(5):
-            r = c.ask("/")
+            r = c.ask("/", "If-None-Match: \"x\"", "If-Range: \"x\"", "Range: bytes=0-0")
             assert r.body == b"1" and r.get("Age") == "1"
         wait_until(lambda: len(origin.asked) == 2)  # one of them for all
+        assert b"If-" not in origin.asked[1] and b"Range" not in origin.asked[1]
         origin.hold.set()
         wait_until(lambda: c.ask("/").body == b"2")
         assert len(origin.asked) == 2
@@ -261,6 +295,23 @@ def test_stale_in_place_of_an_error(origin: Origin):  # K7
         time.sleep(1.1)
         origin.say = lambda head: None
         assert c.ask("/").status == 502
+
+
+def test_the_ladder_serves_a_copy(origin: Origin):
+    origin.say = lambda head: answer("max-age=1")
+    with cached(config(origin, extra=", degrade: {steps: [{cache: local}, live]}")) as c:
+        c.ask("/")
+        time.sleep(1.1)
+        origin.say = lambda head: answer(status="503 Service Unavailable")
+        r = c.ask("/")
+        assert r.status == 200 and r.body == b"hello" and r.get("X-Gwcore-Degraded") == "cache" and r.get("Age") == "1"
+        assert c.ask("/other").status == 503
+    origin.say = lambda head: answer("max-age=1, stale-if-error=60")
+    with cached(config(origin, extra=", tier: P0")) as c:
+        c.ask("/")
+        time.sleep(1.1)
+        origin.say = lambda head: answer(status="503 Service Unavailable")
+        assert c.ask("/").status == 503  # P0 never gets a copy that is not fresh
 
 
 def test_too_large_and_cut_are_not_kept(origin: Origin):  # K8

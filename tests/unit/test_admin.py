@@ -371,7 +371,7 @@ def test_figures_of_copies_are_in_status_and_metrics(caching, gateway):
     assert json.loads(ask(caching, "/status", authorization=f"Bearer {SECRET}")[1])["cache"]["results"]["stored"] == 3
     text = ask(caching, "/metrics", authorization=f"Bearer {SECRET}")[1]
     assert "gwcore_cache_copies 3.0" in text and 'gwcore_cache_copies_total{event="stored"} 3.0' in text
-    assert json.loads(ask(gateway(), "/cache")[1]) == {} and "gwcore_cache" not in ask(gateway(), "/metrics")[1]
+    assert json.loads(ask(gateway(), "/cache")[1]) == {} and "gwcore_cache_copies" not in ask(gateway(), "/metrics")[1]
 
 
 def test_commands_purge_and_show_copies(caching, monkeypatch, tmp_path):
