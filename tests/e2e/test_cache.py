@@ -185,7 +185,12 @@ def test_a_field_that_the_upstream_does_not_see_makes_no_variant(origin: Origin)
 def test_what_a_trusted_proxy_says_is_part_of_the_key(origin: Origin):  # K1 K9
     with cached(config(origin) + "trusted_proxies: [127.0.0.0/8]\n") as c:
         c.ask("/")
-        for field in ("X-Forwarded-Proto: https", "X-Forwarded-Host: b", "X-Forwarded-Port: 81", "X-Forwarded-Host: " + "b" * 2000):
+        for field in (
+            "X-Forwarded-Proto: https",
+            "X-Forwarded-Host: b",
+            "X-Forwarded-Port: 81",
+            "X-Forwarded-Host: " + "b" * 2000,
+        ):
             c.ask("/", field)
         assert len(origin.asked) == 5
         c.ask("/", "X-Forwarded-Host: b")
@@ -270,7 +275,7 @@ def test_stale_while_it_is_fetched_anew(origin: Origin):  # K7
         time.sleep(1.1)
         origin.hold.clear()
         for _ in range(5):
-            r = c.ask("/", "If-None-Match: \"x\"", "If-Range: \"x\"", "Range: bytes=0-0")
+            r = c.ask("/", 'If-None-Match: "x"', 'If-Range: "x"', "Range: bytes=0-0")
             assert r.body == b"1" and r.get("Age") == "1"
         wait_until(lambda: len(origin.asked) == 2)  # one of them for all
         assert b"If-" not in origin.asked[1] and b"Range" not in origin.asked[1]
