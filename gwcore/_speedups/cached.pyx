@@ -1,5 +1,5 @@
 """A request of a route with `cache`, before anything is sent anywhere: a copy answers it, or it goes on and what it brings may be kept."""
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t
 
 from gwcore._speedups.collect cimport Keep, keep_open
 from gwcore._speedups.conn cimport conn_rest, conn_send
