@@ -35,6 +35,7 @@ WRITE_S = 2.0  # most time for writing one batch
 ASIDE = 64 << 10  # larger bodies are deflated and inflated in a thread
 LONGEST_S = 86400  # a copy that never ends lives so long in Redis
 PURGE_S = 30.0
+ON_ITS_WAY_S = 0.05  # what a worker has sent before it knew of a purge is there by then
 PURGE_BATCH = 200
 START = 16 << 10  # of a packed copy: address and tags are in there
 
@@ -301,6 +302,7 @@ async def purge(config: Config, wanted: list[tuple[str, str]]) -> int:
 
     client = connect(config.redis.url, config.redis.cluster, WRITE_S)
     removed = 0
+    await asyncio.sleep(ON_ITS_WAY_S)
     try:
         async with asyncio.timeout(PURGE_S):
             names: list[bytes] = []

@@ -19,6 +19,9 @@ cdef enum:
     GHOST_WAYS = 16
     ENOUGH = 3               # uses, for an answer of any size
     SLACK_SHARE = 64         # of a ring: kept empty, so that there are bytes that nobody holds
+    SLACK_NEED = 16          # the most for large answers
+    SLACK_BYTES = 262144     # of the small ring: what comes in one turn of all workers,
+    SLACK_MOST = 8           # but no more than this share
     AGAIN_BYTES = 262144     # copied for others in one put, at the least
 
 
@@ -67,9 +70,9 @@ cdef inline uint64_t room(const CopyRing *r) noexcept nogil:
     return r.size - (r.head - r.freed)
 
 
-cdef inline uint64_t slack(const CopyRing *r, uint64_t need) noexcept nogil:
-    """What is kept empty besides `need`: a share of the ring, or room for another of its size as far as that is not too much."""
-    return max(r.size // SLACK_SHARE, min(need, r.size // (SLACK_SHARE // 4)))
+cdef inline uint64_t slack(const CopyRing *r, uint64_t least, uint64_t need) noexcept nogil:
+    """What is kept empty besides `need`: a share of the ring, or more, as far as that is not too much: room for another of its size, `least`."""
+    return max(r.size // SLACK_SHARE, min(need, r.size // SLACK_NEED), min(least, r.size // SLACK_MOST))
 
 
 cdef inline bint over(const Copy *c, uint64_t now_ms) noexcept nogil:
@@ -115,7 +118,7 @@ cdef bint main_room(Copies *s, uint64_t need, uint64_t now_ms, uint64_t *again) 
     cdef Copy *c
     cdef uint32_t uses
     cdef bint stays
-    while r.size - (r.head - r.tail) < need + slack(r, need) and r.tail != r.head:
+    while r.size - (r.head - r.tail) < need + slack(r, 0, need) and r.tail != r.head:
         c = copy_at(s, COPY_MAIN, r.tail)
         word = copy_word(s, c.hash, COPY_MAIN, r.tail)
         slot = copy_locate(s, c.hash, word)
@@ -135,7 +138,7 @@ cdef bint main_room(Copies *s, uint64_t need, uint64_t now_ms, uint64_t *again) 
                 s.lane.evicted[COPY_MAIN] += not over(c, now_ms)
         copies_set(&r.tail, r.tail + c.size)
         step(s)
-    if room(r) < need + slack(r, 0) // 2:
+    if room(r) < need + slack(r, 0, 0) // 2:
         reclaim(s, COPY_MAIN)
     return room(r) >= need
 
@@ -146,7 +149,7 @@ cdef bint small_room(Copies *s, uint64_t need, uint64_t now_ms, uint64_t *again)
     cdef uint64_t *slot
     cdef uint64_t word
     cdef Copy *c
-    while r.size - (r.head - r.tail) < need + slack(r, need) and r.tail != r.head:
+    while r.size - (r.head - r.tail) < need + slack(r, SLACK_BYTES, need) and r.tail != r.head:
         c = copy_at(s, COPY_SMALL, r.tail)
         word = copy_word(s, c.hash, COPY_SMALL, r.tail)
         slot = copy_locate(s, c.hash, word)
@@ -164,7 +167,7 @@ cdef bint small_room(Copies *s, uint64_t need, uint64_t now_ms, uint64_t *again)
                 s.lane.evicted[COPY_SMALL] += 1
         copies_set(&r.tail, r.tail + c.size)
         step(s)
-    if room(r) < need + slack(r, 0) // 2:
+    if room(r) < need + slack(r, SLACK_BYTES, 0) // 2:
         reclaim(s, COPY_SMALL)
     return room(r) >= need
 
