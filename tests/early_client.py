@@ -31,6 +31,7 @@ _declare(
     SSL_read_ex=[P, P, c_size_t, P],
     SSL_write_ex=[P, c_char_p, c_size_t, P],
     SSL_get_early_data_status=[P],
+    SSL_key_update=[P, c_int],
     SSL_session_reused=[P],
     SSL_set_session=[P, P],
     SSL_get_error=[P, c_int],
@@ -56,7 +57,7 @@ _declare(
 _declare(CRYPTO, P, BIO_s_mem=[], BIO_new=[P])
 _declare(CRYPTO, c_int, BIO_read=[P, P, c_int], BIO_write=[P, c_char_p, c_int])
 _declare(CRYPTO, None, ERR_clear_error=[])
-MIN_VERSION, SERVER_NAME = 123, 55  # numbers of SSL_CTX_ctrl and SSL_ctrl
+MIN_VERSION, SERVER_NAME, GROUPS = 123, 55, 92  # numbers of SSL_CTX_ctrl and SSL_ctrl
 
 
 class Speaker:
@@ -117,6 +118,10 @@ class Speaker:
         n = c_size_t()
         assert SSL.SSL_write_ex(self.ssl, data, len(data), byref(n)) == 1
 
+    def change_keys(self) -> None:
+        """Before the next word, and have the peer change its own."""
+        assert SSL.SSL_key_update(self.ssl, 1) == 1
+
     @property
     def early(self) -> int:
         return int(SSL.SSL_get_early_data_status(self.ssl))
@@ -133,10 +138,12 @@ class Speaker:
 class EarlyClient:
     """Visits by name, over TLS 1.3, and comes again."""
 
-    def __init__(self, name: str = "a.test", cert: str = "", key: str = ""):
+    def __init__(self, name: str = "a.test", cert: str = "", key: str = "", groups: str = ""):
         self.name = name.encode()
         self.ctx = SSL.SSL_CTX_new(SSL.TLS_client_method())
         SSL.SSL_CTX_ctrl(self.ctx, MIN_VERSION, 0x304, None)
+        if groups:
+            assert SSL.SSL_CTX_ctrl(self.ctx, GROUPS, 0, groups.encode()) == 1
         if cert:
             assert SSL.SSL_CTX_use_certificate_chain_file(self.ctx, cert.encode()) == 1
             assert SSL.SSL_CTX_use_PrivateKey_file(self.ctx, key.encode(), 1) == 1
@@ -204,7 +211,7 @@ class Line:
             if not data:
                 raise EOFError
             assert not self.speaker.hear(data)
-        self.release()
+            self.release()
 
     def ask(self, request: bytes) -> Reply:
         """A request after the handshake."""

@@ -300,6 +300,23 @@ def test_client_certificates(gateway, tmp_path):
         wait_until(lambda p=p, n=1 + (not bare): p.reasons().get("tls_client_cert") == n)
 
 
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_client_certificates_are_no_further_from_the_authority_than_depth_says(gateway, tmp_path, depth):
+    ca = tmp_path / "ca.pem"
+    CA.cert_pem.write_to_path(ca)
+    p = gateway(more=f"client_auth: {{mode: require, ca: {ca}, depth: {depth}}}")
+    issuer = CA
+    for between in range(4):
+        context = client_context(identity=issuer.issue_cert("client"))
+        if between <= depth:
+            assert ask(p, context=context).status == 200
+        else:
+            with pytest.raises((ssl.SSLError, ConnectionResetError, EOFError)):
+                ask(p, context=context)
+        issuer = issuer.create_child_ca()
+    wait_until(lambda: p.reasons().get("tls_client_cert") == 3 - depth)
+
+
 def test_the_upstream_is_told_who_the_client_is_and_nobody_can_claim_it(tmp_path, upstream):  # F10, C12
     CA.cert_pem.write_to_path(tmp_path / "ca.pem")
     u = upstream(echo_handler)

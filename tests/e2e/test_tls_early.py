@@ -465,6 +465,32 @@ def test_a_client_certificate_is_known_at_once(machine, client, backend, tmp_pat
     assert b"X-Gwcore-Client-Fingerprint: sha256=" in heads(backend)[0]
 
 
+@pytest.mark.parametrize("shared", [False, True], ids=["store", "redis"])
+def test_a_hello_that_must_be_said_again_brings_none(machine, client, backend, redis, shared):
+    """HelloRetryRequest: early data that came is skipped, never opened, and its copy as well (RFC 8446 4.2.10)."""
+    p = machine(redis.url) if shared else machine()
+    session = shared_session(client, p) if shared else client.session(p.connect())
+    with EarlyClient(groups="P-521:X25519").again(p.connect(), session, GET) as line:
+        line.send_flight()
+        line.finish()
+        assert line.speaker.early == REJECTED and line.speaker.resumed and heads(backend) == []
+        assert line.ask(GET).status == 200
+        replay(p, line.speaker.flight)
+    assert [marks(h) for h in heads(backend)] == [[]]
+    assert figures(p) == {"accepted": 0, "refused": 1}
+
+
+def test_keys_change_after_early_data(machine, client, backend):
+    p = machine()
+    with come_again(p, client, GET) as line:
+        assert line.reply().status == 200
+        line.release()
+        for _ in range(3):
+            line.speaker.change_keys()
+            assert len(line.ask(GET.replace(b"/early", b"/long")).body) == 300000
+    assert p.segment.tls_figures()["failed"] == 0
+
+
 def test_a_wrong_end_of_the_handshake_is_a_failure(machine, client):
     p = machine()
     for spoil in (slice(30, 31), slice(-1, None)):

@@ -123,12 +123,44 @@ def test_who_has_said_close_notify_is_told_the_same(tmp_path: Path, threads: str
         with contextlib.suppress(ssl.SSLWantReadError):
             c.tls.unwrap()
         s.sendall(c.outgoing.read())
-        raw, records = read_all(s), []
-        while raw:
-            n = int.from_bytes(raw[3:5], "big")
-            records.append(n)
-            raw = raw[5 + n :]
-        assert records[-1] == 2 + 17  # an alert, its type and its tag
+        assert record_sizes(read_all(s))[-1] == 2 + 17  # an alert, its type and its tag
+
+
+def record_sizes(raw: bytes) -> list[int]:
+    sizes = []
+    while raw:
+        sizes.append(int.from_bytes(raw[3:5], "big"))
+        raw = raw[5 + sizes[-1] :]
+    return sizes
+
+
+def test_records_grow_with_the_flow_and_are_small_again_after_a_pause(tmp_path: Path) -> None:
+    """The first bytes can be read before all of a long record has come; later ones cost less."""
+    body = 300_000
+    text = f"routes: [{{respond: {{status: 200, body: '{'x' * body}'}}}}]"
+    with plane(text, listener=listener(issue(tmp_path, "a.test"))) as p, p.connect() as s:
+        c = Client()
+        c.handshake(s)
+
+        def flow() -> list[int]:
+            c.say(s, GET)
+            s.settimeout(5)
+            raw, came, plain = b"", 0, b""
+            while came < body:
+                data = s.recv(65536)
+                raw += data
+                c.incoming.write(data)
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    while True:
+                        plain = plain[-4:] + c.tls.read(65536)
+                        came += plain.count(b"x", 4 if came else 0)
+            return [n for n in record_sizes(raw) if n > 1000]  # without the ticket
+
+        first = flow()
+        assert first[:16] == [4096 + 17] * 16 and set(first[16:-1]) == {16384 + 17}
+        assert set(flow()[:-1]) == {16384 + 17}  # it goes on
+        time.sleep(2.1)
+        assert flow()[:16] == [4096 + 17] * 16
 
 
 def test_a_listener_that_left_the_plan_serves_by_its_last(tmp_path: Path) -> None:
