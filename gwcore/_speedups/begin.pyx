@@ -144,6 +144,7 @@ cdef void client_head(Worker *w, Conn *c, const char *at, size_t size, size_t be
         conn_move(w, c, C_HEAD)
         conn_arm(w, c, conn_limit(w, c, w.now_ms + w.plan.head.header_ms))       # total, from the first byte
     if conn_rest(w, c, at, size) != RC_OK:
+        c.broken = 0                                 # what it said is lost, but it can be told why
         head_refuse(w, c, R_BUFFER_LIMIT)
     elif c.readable:
         conn_again(w, c)

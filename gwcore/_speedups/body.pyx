@@ -1,7 +1,7 @@
 """What leaves is framed by us: lengths that were checked, chunk sizes that we wrote, no extensions, trailers only where a route asks for them."""
 from libc.stddef cimport size_t
 
-from gwcore._speedups.chunked cimport CHUNK_TRAILER, chunked_next
+from gwcore._speedups.chunked cimport CHUNK_TRAILER, chunk_due, chunked_next
 from gwcore._speedups.collect cimport collect
 from gwcore._speedups.conn cimport Worker
 from gwcore._speedups.http1 cimport BODY_CLOSE, BODY_LENGTH, BODY_NONE
@@ -20,7 +20,8 @@ cdef void chunk_out(OutList *o, const char *at, size_t n) noexcept nogil:
 
 
 cdef bint over_limit(const Exchange *x) noexcept nogil:
-    return x.body_limit and x.body_seen > x.body_limit
+    """Is a chunked body too long, or will it be when the chunk has come whose size is known?"""
+    return x.body_limit and x.body_seen + chunk_due(&x.request_chunks) > x.body_limit
 
 
 cdef int body_request(Worker *w, Exchange *x, const char *at, size_t size, OutList *o, size_t *used) noexcept nogil:
@@ -53,9 +54,11 @@ cdef int request_part(Worker *w, Exchange *x, const char *at, size_t size, OutLi
         used[0] += step
         if rc == RC_OK:
             x.body_seen += n
-            if over_limit(x):
+        if rc != RC_FAIL and over_limit(x):
+            if o != NULL:                                # else its answer has a reason already
                 x.reason = R_BODY_TOO_LARGE
-                return RC_FAIL
+            return RC_FAIL
+        if rc == RC_OK:
             if o != NULL:
                 chunk_out(o, data, n)
         elif rc == CHUNK_TRAILER:

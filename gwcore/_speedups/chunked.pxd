@@ -15,4 +15,5 @@ cdef struct Chunked:
     uint32_t trailer_max     # bytes of the trailer section
 
 cdef void chunked_init(Chunked *c, uint32_t ext_max, uint32_t trailer_max) noexcept nogil
+cdef uint64_t chunk_due(const Chunked *c) noexcept nogil
 cdef int chunked_next(Chunked *c, const char *at, size_t size, size_t *used, const char **data, size_t *n) noexcept nogil

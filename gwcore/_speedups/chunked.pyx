@@ -125,6 +125,11 @@ cdef int chunked_next(Chunked *c, const char *at, size_t size, size_t *used, con
     return RC_FAIL
 
 
+cdef uint64_t chunk_due(const Chunked *c) noexcept nogil:
+    """Bytes that the present chunk is still to bring; 0 until its size line is whole, or how it is split would decide what is wrong with it."""
+    return c.left if c.state == DATA else 0
+
+
 cdef inline int trailer_slice(const char *at, size_t begin, size_t end, size_t taken, size_t *used, const char **data, size_t *n) noexcept nogil:
     data[0], n[0], used[0] = at + begin, end - begin, taken
     return CHUNK_TRAILER

@@ -60,8 +60,10 @@ cdef Exchange *exchange_new(Worker *w, Conn *c, const Head *h) noexcept nogil:
 
 
 cdef void begin_refuse(Worker *w, Exchange *x, const char *at, size_t size, int reason) noexcept nogil:
-    conn_rest(w, x.client, at + w.request.size, size - w.request.size)
-    exchange_fail(w, x, reason, reason_row(reason).side == 0 and reason != R_TOO_EARLY)      # the client is to ask again here
+    cdef bint kept = conn_rest(w, x.client, at + w.request.size, size - w.request.size) == RC_OK
+    if not kept:
+        x.client.broken = 0                          # no memory for what came behind the head; the client can still be told why
+    exchange_fail(w, x, reason, not kept or (reason_row(reason).side == 0 and reason != R_TOO_EARLY))    # that one is to ask again here
 
 
 cdef void begin_proxy(Worker *w, Exchange *x, const char *at, size_t size, const char *path, size_t path_len) noexcept nogil:
@@ -133,6 +135,7 @@ cdef void begin_proxy(Worker *w, Exchange *x, const char *at, size_t size, const
         return
     out_reset(&w.out)
     if conn_rest(w, x.client, at + h.size, size - h.size) != RC_OK:
+        x.client.broken = 0
         exchange_fail(w, x, R_BUFFER_LIMIT, True)
         return
     dispatched(w, x, rc)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
@@ -239,3 +240,67 @@ def test_an_early_answer_is_read_before_the_connection_closes():
                 time.sleep(0.01)
                 s.sendall(b"x" * 50000)
                 assert read_reply(s).status == 413
+
+
+@pytest.mark.parametrize(
+    "body", [b"3e9\r\n", b"0003e9;a=b\r\n", b"fffff\r\n", b"1\r\nx\r\n3e8\r\n", b"1f4\r\n" + b"x" * 500 + b"\r\n1f5\r\n"]
+)
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_chunk_that_would_be_too_much_is_refused_at_its_size(echo, body, apart):
+    """Nothing of it is waited for."""
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with plane(proxy_config(echo.address, extra="limits: {body_bytes: 1000}\n")) as p:
+        for _ in range(2):  # with a new connection to the upstream, and with one that is kept
+            with p.connect() as s:
+                s.sendall(head + b"3e8\r\n" + b"x" * 1000 + b"\r\n0\r\n\r\n")
+                assert read_reply(s).status == 200
+                s.sendall(head if apart else head + body)
+                if apart:
+                    time.sleep(0.02)
+                    s.sendall(body)
+                reply = read_reply(s)
+                assert reply.status == 413 and json.loads(reply.body)["reason"] == "body_too_large"
+        assert p.reasons() == {"body_too_large": 2}
+
+
+def test_a_chunk_of_an_answer_may_be_of_any_size(upstream):
+    """No limit is set to answers: what came of the chunk passes, in chunks of our own, and is cut when it is."""
+
+    def serve(c):
+        c.head()
+        c.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n7fffffffffffffff\r\n" + b"x" * 1000)
+
+    with plane(proxy_config(upstream(serve).address, extra="limits: {body_bytes: 100}\n")) as p, p.connect() as s:
+        s.sendall(get())
+        raw = read_all(s)
+        assert raw.count(b"x" * 1000) == 1 and b"7fffffff" not in raw and not raw.endswith(b"0\r\n\r\n")
+        assert p.reasons() == {"response_truncated": 1}
+
+
+def test_without_memory_for_it_a_request_is_told_so(echo):
+    """buffers.total is used up: by long heads that never end, then by short ones."""
+    with plane(proxy_config(echo.address, extra="buffers: {total: 1MiB}\n")) as p, contextlib.ExitStack() as stack:
+
+        def begun(n: int) -> bool:
+            s = stack.enter_context(p.connect())
+            s.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"a" * n)
+            try:
+                assert read_reply(s, timeout=0.05).status == 503
+            except TimeoutError:
+                return True
+            return False
+
+        for n in (17000, 500):
+            while begun(n):
+                pass
+        assert p.reasons() == {"buffer_limit": 2}
+        for more in (b"", get(), b"GET"):
+            with p.connect() as s:
+                s.sendall(get() + more)
+                reply = read_reply(s)
+                assert reply.status == 503 and json.loads(reply.body)["reason"] == "buffer_limit"
+        stack.close()
+        wait_until(lambda: p.counts()["connections"] == 0)
+        with p.connect() as s:
+            s.sendall(get())
+            assert read_reply(s).status == 200
