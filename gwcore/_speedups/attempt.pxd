@@ -8,4 +8,5 @@ cdef int attempt_connected(Worker *w, Exchange *x, Conn *c) noexcept nogil
 cdef bint attempt_late(Worker *w, Exchange *x) noexcept nogil
 cdef void attempt_release(Worker *w, Exchange *x, bint reusable, int why) noexcept nogil
 cdef void idle_give_way(Worker *w, Upstream *u) noexcept nogil
+cdef bint idle_spare(Worker *w, Upstream *u) noexcept nogil
 cdef bint idle_at_cap(const Upstream *u) noexcept nogil

@@ -30,6 +30,18 @@ cdef void idle_give_way(Worker *w, Upstream *u) noexcept nogil:
             upstream_close(w, <Conn *>conn_at(w, (<PoolItem *>p.idle.prev).owner), CLOSE_EVICTED)
 
 
+cdef bint idle_spare(Worker *w, Upstream *u) noexcept nogil:
+    """Close the connection that has been idle longest, of the first endpoint that has one, for its descriptor. False: none is idle."""
+    cdef PoolCore *p
+    cdef uint32_t i
+    for i in range(u.n):
+        p = &u.endpoints[i].pool
+        if p.n_idle:
+            upstream_close(w, <Conn *>conn_at(w, (<PoolItem *>p.idle.prev).owner), CLOSE_EVICTED)
+            return True
+    return False
+
+
 cdef bint idle_at_cap(const Upstream *u) noexcept nogil:
     """Does this worker hold an idle connection that others may come to want?"""
     cdef uint32_t i

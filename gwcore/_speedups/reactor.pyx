@@ -10,7 +10,7 @@ from gwcore._speedups.conn cimport (
     Worker, conn_arm, conn_move, conn_open, conn_register, worker_look,
 )
 from gwcore._speedups.address cimport address_of
-from gwcore._speedups.attempt cimport idle_at_cap, idle_give_way
+from gwcore._speedups.attempt cimport idle_at_cap, idle_give_way, idle_spare
 from gwcore._speedups.copies cimport copies_turn_end
 from gwcore._speedups.ends cimport client_admit, client_end, client_settle, head_refuse, proxy_refuse
 from gwcore._speedups.exchange cimport client_event, client_timeout, queue_serve, upstream_event, upstream_timeout
@@ -346,7 +346,8 @@ cdef void greetings(Worker *w) noexcept nogil:
 
 cdef void tick(Reactor *r) noexcept nogil:
     """Only while something waits: requests for a place in a pool that other workers fill too, other workers for one of ours, endpoints for warm
-    connections; accepting that was paused goes on when a twentieth of the descriptors is free again; connections held back by a full log are looked at again."""
+    connections; accepting that was paused goes on when a twentieth of the descriptors is free again, or can be had from connections that idle;
+    connections held back by a full log are looked at again."""
     cdef Worker *w = &r.w
     cdef Link *node
     while not link_empty(&w.held):
@@ -367,7 +368,11 @@ cdef void tick(Reactor *r) noexcept nogil:
         elif idle_at_cap(u):
             worker_look(w, LOOK_IDLE_MS)
     if w.accept_paused:
-        if w.fds < enough:
+        if link_empty(&w.lru):               # else who comes takes the place of one of those
+            for i in range(w.plan.head.upstreams.n if w.plan != NULL else 0):
+                while w.fds >= enough and idle_spare(w, <Upstream *>w.plan.upstreams[i]):
+                    pass
+        if w.fds < enough or not link_empty(&w.lru):
             listeners_pause(r, False)
         else:
             worker_look(w, LOOK_IDLE_MS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import signal
 import socket
@@ -13,7 +14,7 @@ import time
 import pytest
 
 from tests.e2e.process import GET, Clients, alive, children, run_failing, switches
-from tests.support import SLACK, free_port, ok, read_all, read_reply, wait_until
+from tests.support import SLACK, Upstream, free_port, ok, read_all, read_reply, wait_until
 
 
 def test_a_drain_loses_nothing_and_ends_with_zero(gateway):
@@ -245,3 +246,52 @@ def test_descriptors_near_their_limit_pause_accepting_and_recover(tmp_path, back
     finally:
         p.terminate()
         assert p.wait(40) == 0
+
+
+@pytest.mark.parametrize("names", [1, 4], ids=["idle clients", "idle upstreams"])
+def test_out_of_descriptors_nobody_waits_for_what_idles(tmp_path, names):
+    """Accepting is paused while all descriptors are busy. When they idle, by kept clients or in the pools of other upstreams, they are had
+    at once: whoever waited was served only when idle connections had expired."""
+
+    def slow(c):
+        while True:
+            c.request()
+            time.sleep(0.2)
+            c.send(ok())
+
+    up = Upstream(slow)
+    port = free_port()
+    file = tmp_path / "fd.yaml"
+    pools = ", ".join(f'u{i}: {{endpoints: ["{up.address}"]}}' for i in range(names))
+    routes = ", ".join(f"{{match: {{prefix: /u{i}}}, upstream: u{i}}}" for i in range(names))
+    file.write_text(
+        f'workers: 1\nlisteners: [{{address: "127.0.0.1:{port}"}}]\naccess_log: {{path: "off"}}\noverload: off\n'
+        f"limits: {{connections: 100000}}\ntimeouts: {{keepalive: 10m, drain: 1s}}\nupstreams: {{{pools}}}\nroutes: [{routes}]\n"
+    )
+    script = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200)); "
+        "from gwcore.supervisor import run; sys.exit(run(sys.argv[1]))"
+    )
+    p = subprocess.Popen([sys.executable, "-c", script, str(file)], stderr=subprocess.DEVNULL)
+
+    def up_now() -> bool:
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return True
+        return False
+
+    try:
+        wait_until(up_now, 20)
+        for wave in range(8 if names > 1 else 1):
+            clients = []
+            for _ in range(60 if names > 1 else 300):
+                s = socket.create_connection(("127.0.0.1", port), 5)
+                s.sendall(b"GET /u%d HTTP/1.1\r\nHost: a\r\n\r\n" % (wave % names))
+                clients.append(s)
+            assert [read_reply(s, timeout=10).status for s in clients] == [200] * len(clients)
+            for s in clients:
+                s.close()
+    finally:
+        p.terminate()
+        assert p.wait(40) == 0
+        up.close()
