@@ -11,7 +11,7 @@ cdef enum PoolVerdict:
 cdef enum ItemState: ITEM_FREE, ITEM_OPENING, ITEM_BUSY, ITEM_IDLE
 
 cdef enum CloseReason:       # words: shm.CLOSE_WORDS
-    CLOSE_IDLE, CLOSE_MAX_REQUESTS, CLOSE_MAX_AGE, CLOSE_PEER, CLOSE_ERROR, CLOSE_STALE, CLOSE_EVICTED, CLOSE_DRAIN, CLOSE_TIMEOUT, CLOSE_ABORTED, CLOSE_TUNNEL
+    CLOSE_IDLE, CLOSE_MAX_REQUESTS, CLOSE_MAX_AGE, CLOSE_PEER, CLOSE_ERROR, CLOSE_STALE, CLOSE_EVICTED, CLOSE_DRAIN, CLOSE_TIMEOUT, CLOSE_ABORTED, CLOSE_TUNNEL, CLOSE_STRAY
     CLOSE_COUNT
 
 cdef enum:
@@ -50,7 +50,7 @@ cdef struct PoolCore:
     uint32_t fair            # its share of max_connections: with no more it gives way to nobody
     uint64_t opens
     uint64_t reuses
-    uint64_t closed[11]
+    uint64_t closed[12]
     uint32_t illegal
     uint32_t draining        # keep nothing idle
 

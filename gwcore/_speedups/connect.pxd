@@ -5,7 +5,11 @@ from gwcore._speedups.upstream cimport Endpoint
 
 cdef Conn *connect_start(Worker *w, Endpoint *e, bint other, uint64_t key, void *exchange, int *reason) noexcept nogil
 cdef int connect_result(Worker *w, Conn *c, int *reason) noexcept nogil
-cdef bint upstream_quiet(Worker *w, Conn *c) noexcept nogil
+cdef enum:
+    QUIET = -1               # of upstream_unasked
+
+cdef int upstream_unasked(Worker *w, Conn *c) noexcept nogil
+cdef bint upstream_stray(Conn *c) noexcept nogil
 cdef void connect_up(Worker *w, Conn *c) noexcept nogil
 cdef bint upstream_keep(Worker *w, Conn *c) noexcept nogil
 cdef void upstream_close(Worker *w, Conn *c, int why) noexcept nogil

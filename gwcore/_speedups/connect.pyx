@@ -15,13 +15,13 @@ from gwcore._speedups.shm cimport UpstreamCell
 from gwcore._speedups.story cimport Exchange, by_deadline
 from gwcore._speedups.sys cimport (
     AF_UNIX, EAGAIN, ECONNREFUSED, EINPROGRESS, ETIMEDOUT, IPPROTO_TCP, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SO_ERROR,
-    TCP_INFO, TCP_NODELAY, close, connect, errno, getsockopt, setsockopt, sockaddr, socket, socklen_t, tcp_info,
+    MSG_DONTWAIT, MSG_PEEK, TCP_INFO, TCP_NODELAY, close, connect, errno, getsockopt, recv, setsockopt, sockaddr, socket, socklen_t, tcp_info,
 )
 from gwcore._speedups.tls cimport tls_io_open
 from gwcore._speedups.tlsclient cimport client_begin
 from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL, RC_OK, size_t
 from gwcore._speedups.upstream cimport endpoint_short
-from gwcore.pool cimport CLOSE_ERROR, pool_at_cap, pool_closed, pool_opened, pool_opening, pool_release
+from gwcore.pool cimport CLOSE_ERROR, CLOSE_PEER, CLOSE_STRAY, pool_at_cap, pool_closed, pool_opened, pool_opening, pool_release
 
 
 cdef int connect_reason(int error) noexcept nogil:
@@ -135,13 +135,28 @@ cdef void connect_up(Worker *w, Conn *c) noexcept nogil:
     rtt_note(c)
 
 
-cdef bint upstream_quiet(Worker *w, Conn *c) noexcept nogil:
-    """Has an idle connection neither ended nor said anything? What TLS says for itself, such as that a session may be resumed, does not count."""
+cdef int upstream_unasked(Worker *w, Conn *c) noexcept nogil:
+    """Has an idle connection said anything, or ended? QUIET, or the CloseReason. What TLS says for itself, such as that a session may be
+    resumed, does not count."""
     cdef const char *at
     cdef size_t size
+    cdef int rc
     if not c.readable and not c.ended and not c.broken:
-        return True
-    return c.tls.ssl != NULL and not c.broken and conn_read(w, c, SCRATCH_BYTES, &at, &size) == RC_AGAIN and not c.ended
+        return QUIET
+    if c.tls.ssl == NULL:
+        return CLOSE_STRAY if upstream_stray(c) else CLOSE_PEER
+    if c.broken:
+        return CLOSE_PEER
+    rc = conn_read(w, c, SCRATCH_BYTES, &at, &size)
+    if rc == RC_AGAIN and not c.ended:
+        return QUIET
+    return CLOSE_STRAY if rc == RC_OK else CLOSE_PEER
+
+
+cdef bint upstream_stray(Conn *c) noexcept nogil:
+    """Do bytes wait that belong to no answer? Asked of connections that are about to be closed. False with TLS, where nobody can look."""
+    cdef char byte
+    return c.tls.ssl == NULL and c.readable and recv(c.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0
 
 
 cdef bint upstream_keep(Worker *w, Conn *c) noexcept nogil:

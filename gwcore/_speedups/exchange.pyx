@@ -6,7 +6,7 @@ from libc.stdint cimport uint64_t
 from gwcore._speedups.again cimport attempt_failed
 from gwcore._speedups.attempt cimport attempt_connected, attempt_late, attempt_release
 from gwcore._speedups.begin cimport client_input
-from gwcore._speedups.connect cimport upstream_close, upstream_quiet
+from gwcore._speedups.connect cimport QUIET, upstream_close, upstream_unasked
 from gwcore._speedups.conn cimport C_CONNECTING, C_HEAD, C_LINGER, NEVER_MS, Conn, Worker, conn_arm, conn_flush, conn_watch
 from gwcore._speedups.deadline cimport answer_due, try_due
 from gwcore._speedups.greet cimport greet_early
@@ -26,7 +26,7 @@ from gwcore._speedups.tunnel cimport tunnel_event
 from gwcore._speedups.types cimport RC_FAIL, RC_OK
 from gwcore._speedups.upstream cimport Upstream
 from gwcore._speedups.warm cimport warm_event, warm_peer_closed, warm_timeout
-from gwcore.pool cimport CLOSE_IDLE, CLOSE_MAX_AGE, CLOSE_PEER, CLOSE_TIMEOUT
+from gwcore.pool cimport CLOSE_IDLE, CLOSE_MAX_AGE, CLOSE_TIMEOUT
 from gwcore._speedups.ends cimport (
     client_end, client_left, client_linger, client_write_ms, discard, exchange_complete, exchange_end, exchange_fail, head_refuse,
     linger_read, proxy_refuse, tls_refuse,
@@ -179,11 +179,13 @@ cdef void upstream_event(Worker *w, Conn *c) noexcept nogil:
     if x == NULL:
         if c.state == C_CONNECTING:
             warm_event(w, c)
-        elif not upstream_quiet(w, c):
+            return
+        rc = upstream_unasked(w, c)
+        if rc != QUIET:
             if c.ended or c.broken:
                 idle_peer_closed(&c.pooled, w.now_ms)
                 warm_peer_closed(w, c)
-            upstream_close(w, c, CLOSE_PEER)     # nobody asked it anything: FIN, RST or stray bytes
+            upstream_close(w, c, rc)
         return
     if c.state == C_CONNECTING:
         rc = attempt_connected(w, x, c)

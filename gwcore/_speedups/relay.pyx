@@ -34,7 +34,8 @@ from gwcore._speedups.story cimport REQ_DISCARD, REQ_DONE, REQ_STREAM, X_ANSWERI
 from gwcore._speedups.twin cimport hedge_arm, twin_swap
 from gwcore._speedups.tunnel cimport tunnel_agreed, tunnel_begin
 from gwcore._speedups.types cimport RC_AGAIN, RC_DONE, RC_FAIL, RC_OK
-from gwcore.pool cimport CLOSE_ERROR, CLOSE_PEER
+from gwcore.pool cimport CLOSE_ERROR, CLOSE_PEER, CLOSE_STRAY
+from gwcore._speedups.connect cimport upstream_stray
 from gwcore._speedups.ends cimport answered, client_left, client_write_ms, exchange_fail, exchange_move, twin_part
 
 cdef enum:
@@ -519,9 +520,13 @@ cdef void response_done(Worker *w, Exchange *x, int sent_rc, bint clean) noexcep
     """The whole answer came from the upstream and was handed to the client's socket (sent_rc). clean: not one byte came behind it."""
     cdef Conn *u = x.up
     cdef bint in_step = clean and x.request_body == REQ_DONE and u.output.bytes == 0
+    cdef bint keep = in_step and x.upstream_keep and not u.ended and not u.readable
+    cdef int why = CLOSE_PEER if in_step else CLOSE_ERROR
     if x.collecting and clean and x.response_kind != BODY_CLOSE:     # where a body ends with its connection, nobody knows that it is whole
         keep_store(w, x)
-    attempt_release(w, x, in_step and x.upstream_keep and not u.ended and not u.readable, CLOSE_PEER if in_step else CLOSE_ERROR)
+    if not keep and not u.broken and (not clean or upstream_stray(u)):
+        why = CLOSE_STRAY
+    attempt_release(w, x, keep, why)
     admission_end(w, x)
     if x.request_body == REQ_STREAM:
         x.request_body = REQ_DISCARD

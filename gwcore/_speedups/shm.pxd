@@ -12,7 +12,7 @@ cdef enum:
     ENDPOINT_CELLS = 2048
     BREAKERS = 2304          # of upstreams, then of endpoints
     HIST_CELLS = 161
-    CLOSE_REASONS = 11
+    CLOSE_REASONS = 12
     REASON_CELLS = 96
     SWITCHES = 32
     CLIENT_ROWS = 4
@@ -53,7 +53,7 @@ cdef struct UpstreamCell:
     uint64_t rtt_us          # sum
     uint64_t rtt_square_us   # sum of squares
     uint64_t rtt_var_us      # sum of the kernel's mean deviations
-    uint64_t closed[11]
+    uint64_t closed[12]
     uint64_t sum_us
     uint64_t wait_us         # sum of the waits in the queue
     uint32_t waits[161]      # histogram of them, one for each request that waited

@@ -16,7 +16,7 @@ from gwcore._speedups.sys cimport MAP_FAILED, MAP_NORESERVE, MAP_SHARED, PROT_RE
 
 LIMITS = {"route": ROUTE_CELLS, "upstream": UPSTREAM_CELLS, "endpoint": ENDPOINT_CELLS}
 CACHE_WORDS = ("hit", "stale", "error", "miss", "vary", "expired", "bypass")    # story.CacheHow, from 1
-CLOSE_WORDS = ("idle", "max_requests", "max_age", "peer", "error", "stale", "evicted", "drain", "timeout", "aborted", "tunnel")
+CLOSE_WORDS = ("idle", "max_requests", "max_age", "peer", "error", "stale", "evicted", "drain", "timeout", "aborted", "tunnel", "stray")
 HEALTH_WORDS = ("unknown", "up", "down", "back")         # EndpointHealth
 RETRY_WORDS = ("connect", "stale", "reset", "timeout", "status", "hedge")
 SHED_WORDS = ("overload", "concurrency_limit", "queue_full", "queue_timeout")
@@ -37,6 +37,7 @@ cdef extern from * nogil:
     uint32_t gw_seq_add(uint32_t *p)
 
 assert <int>BREAKERS == <int>UPSTREAM_CELLS + <int>ENDPOINT_CELLS
+assert len(CLOSE_WORDS) == CLOSE_REASONS and sizeof((<UpstreamCell *>NULL).closed) == CLOSE_REASONS * sizeof(uint64_t)
 assert <int>R_COUNT <= <int>REASON_CELLS and sizeof(Segment_) <= 65536
 
 

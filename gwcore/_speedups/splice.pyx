@@ -138,4 +138,6 @@ cdef bint conn_dry(Conn *c) noexcept nogil:
         return True
     if n == 0:
         c.ended = 2
+    elif n == -1:
+        c.broken = 1
     return n == 0

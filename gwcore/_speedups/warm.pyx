@@ -4,10 +4,10 @@ last place of a pool that another worker asks for."""
 from libc.stdint cimport uint32_t, uint64_t
 
 from gwcore._speedups.conn cimport LOOK_WARM_MS, conn_arm, random_next, worker_look
-from gwcore._speedups.connect cimport connect_result, connect_start, connect_up, upstream_close, upstream_keep, upstream_quiet
+from gwcore._speedups.connect cimport QUIET, connect_result, connect_start, connect_up, upstream_close, upstream_keep, upstream_unasked
 from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL, link_drop, link_push
 from gwcore._speedups.upstream cimport Endpoint, endpoint_drained, endpoint_short
-from gwcore.pool cimport CLOSE_ERROR, CLOSE_PEER, CLOSE_TIMEOUT, pool_has_place
+from gwcore.pool cimport CLOSE_ERROR, CLOSE_TIMEOUT, pool_has_place
 
 cdef enum:
     WARM_A_LOOK = 8          # opened at once, of one endpoint
@@ -82,9 +82,11 @@ cdef void warm_look(Worker *w, Upstream *u) noexcept nogil:
 cdef void warm_up(Worker *w, Conn *c) noexcept nogil:
     """A connection nobody waits for is up."""
     cdef Endpoint *e = <Endpoint *>c.owner
+    cdef int why
     connect_up(w, c)
-    if not upstream_quiet(w, c):                 # it spoke, or ended, before it was asked
-        upstream_close(w, c, CLOSE_PEER)
+    why = upstream_unasked(w, c)
+    if why != QUIET:
+        upstream_close(w, c, why)
         warm_failed(w, e)
     elif upstream_keep(w, c) and e.upstream.queue.n:
         link_drop(&e.upstream.serve)

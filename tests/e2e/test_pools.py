@@ -387,3 +387,105 @@ def test_memory_is_accounted_by_kind(upstream):
         assert memory()["struct"] == (20 + worker["upstream_connections"]) * sizes()["conn"] <= worker["held_bytes"]
         for s in clients:
             s.close()
+
+
+# ---- how connections end ------------------------------------------------------------------------------------------
+
+
+def test_max_requests_ends_a_connection_after_so_many(upstream):
+    up = upstream(answer_all)
+    with plane(proxy_config(up.address, upstream="pool: {max_requests: 3}")) as p, p.connect() as s:
+        for _ in range(8):
+            s.sendall(get())
+            assert read_reply(s).status == 200
+        assert [bytes(r).count(b"GET ") for r in up.seen] == [3, 3, 2]
+        assert be(p)["closed"]["max_requests"] == 2 and be(p)["opens"] == 3 and be(p)["reuses"] == 5
+
+
+def test_max_age_ends_connections_of_one_moment_at_different_ones(upstream):
+    """They were opened together; closed together they would be opened together again, for ever."""
+    n, age = 16, 1.5
+
+    def serve(c):
+        c.request()
+        wait_until(lambda: len(up.seen) >= n)
+        c.send(ok())
+        answer_all(c)
+
+    up = upstream(serve)
+    with plane(proxy_config(up.address, upstream=f"pool: {{max_age: {age}s}}")) as p, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(p.connect()) for _ in range(n)]
+        opened = time.monotonic()
+        for s in clients:
+            s.sendall(get())
+        for s in clients:
+            assert read_reply(s).status == 200
+        assert be(p)["opens"] == n
+        ages, looks = [], 0
+        while len(ages) < n:  # the pool looks at its connections when one is taken
+            looks += 1
+            time.sleep(0.01)
+            for s in clients:  # all at once, so that all are taken
+                s.sendall(get())
+            for s in clients:
+                with contextlib.suppress(EOFError):
+                    read_reply(s)
+            new = min(be(p)["closed"]["max_age"], n) - len(ages)
+            ages += [time.monotonic() - opened] * new
+            assert looks < 1000
+        assert len(set(ages)) >= 4 and max(ages) - min(ages) > age * 0.05
+        assert min(ages) > age * 0.85
+
+
+STRAY = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ok() + STRAY,
+        ok() + b"\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n" + STRAY,
+        b"HTTP/1.1 304 Not Modified\r\n\r\nhello",
+        ok(extra=b"Connection: close\r\n") + STRAY,
+        ok(b"x" * 1_000_000) + STRAY,
+    ],
+    ids=["answer", "byte", "chunked", "no body", "last", "spliced"],
+)
+@pytest.mark.parametrize("late", [False, True])
+def test_bytes_behind_an_answer_close_the_connection_and_are_counted(upstream, answer, late):
+    """U4: whether they come with it, or when nobody has asked for anything."""
+
+    def serve(c):
+        c.request()
+        if late:
+            c.send(answer.removesuffix(STRAY))
+            time.sleep(0.05)
+            c.send(STRAY)
+        else:
+            c.send(answer)
+        with contextlib.suppress(EOFError):
+            c.more()
+
+    if late and not answer.endswith(STRAY) or late and b"close" in answer:
+        pytest.skip("the connection ends with the answer anyway")
+    with plane(proxy_config(upstream(serve).address)) as p, p.connect() as s:
+        for n in (1, 2):
+            s.sendall(get())
+            reply = read_reply(s)
+            assert reply.rest == b"" and b"evil" not in reply.body
+            wait_until(lambda n=n: be(p)["closed"]["stray"] == n)
+        assert sum(be(p)["closed"].values()) == 2 == be(p)["opens"]
+
+
+def test_an_end_behind_an_answer_is_not_taken_for_bytes(upstream):
+    def serve(c):
+        head, _ = c.request()
+        c.send(ok(b"x" * 1_000_000 if b"/long" in head else b"x"))
+
+    with plane(proxy_config(upstream(serve).address)) as p, p.connect() as s:
+        for path in ("/", "/long"):
+            s.sendall(get(path))
+            assert read_reply(s).status == 200
+        wait_until(lambda: sum(be(p)["closed"].values()) == 2)
+        assert be(p)["closed"]["stray"] == 0
