@@ -8,6 +8,7 @@ cdef enum:
 
 cdef struct Limiter:
     double limit
+    double before            # the limit when it began to fall; 0 = it does not
     double base_us           # the median latency without a queue, as far as known; 0 = not known
     uint32_t at_min          # windows in a row that ended at the minimum
 

@@ -288,6 +288,41 @@ def test_the_limit_keeps_its_bounds_and_learns_at_the_floor():
     assert p.limit > 8
 
 
+def test_an_overload_does_not_become_the_normal_however_long():
+    """Where the limit is full, latency is what we made of it."""
+    p = LimiterProbe(64, 8, 1000)
+    for window in range(400):
+        under_way = 5 if window < 4 else round(p.limit)
+        for _ in range(20):
+            p.sample(max(10_000, under_way * 1000))  # ten at once, 10 ms each, the others wait there
+        p.window(under_way)
+        if window > 44:
+            assert p.base_us < 10_500 and 10 < p.limit < 15
+
+
+def test_a_limit_that_does_not_bind_does_not_shrink():
+    p = LimiterProbe(64, 8, 1000)
+    for ms in (10, 100, 50, 1000):
+        for _ in range(20):
+            for _ in range(20):
+                p.sample(ms * 1000)
+            before = p.limit
+            p.window(47)
+            assert p.limit >= before
+
+
+def test_the_limit_comes_back_when_less_load_has_not_helped():
+    p = LimiterProbe(64, 8, 1000)
+    limits = []
+    for ms in [10] * 4 + [100] * 60:
+        for _ in range(20):
+            p.sample(ms * 1000)
+        p.window(round(p.limit))
+        limits.append(p.limit)
+    low = limits.index(8)
+    assert low < 40 and limits[low + 5] >= 64 and min(limits[low + 5 :]) >= 64
+
+
 def test_shares_of_the_tiers():
     p = LimiterProbe(100, 8, 1000)
     assert [p.share(t) for t in range(3)] == [100, 90, 80]
