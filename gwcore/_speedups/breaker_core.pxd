@@ -67,6 +67,7 @@ cdef struct BreakerCore:
     uint32_t lease_serial
     uint32_t leases              # probes out, of any generation (at least: those that end elsewhere are told of later)
     uint32_t illegal             # moves refused: always 0
+    double limit                 # the present concurrency limit, which is the capacity if it is lower; 0 = none
     double n, f, p, evidence, bar, threshold, baseline_failure, baseline_p99_s, p99_s, slow_limit_s
     uint64_t in_flight, admitted, succeeded, failed, cancelled, expired, slow, stale, opens
     uint64_t refused[5]

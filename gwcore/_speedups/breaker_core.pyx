@@ -54,7 +54,10 @@ cdef void breaker_init(BreakerCore *b, const BreakerRules *rules, int64_t now_us
 
 cdef double breaker_saturation(const BreakerCore *b) noexcept nogil:
     """How full, 0 to 1; an unknown capacity reads 0."""
-    return fmin(1.0, b.in_flight / b.rules.capacity) if b.rules.capacity > 0 else 0.0
+    cdef double most = b.rules.capacity
+    if b.limit > 0 and (most <= 0 or b.limit < most):
+        most = b.limit
+    return fmin(1.0, b.in_flight / most) if most > 0 else 0.0
 
 
 cdef double breaker_ratio(double part, double n) noexcept nogil:

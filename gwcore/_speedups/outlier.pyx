@@ -8,7 +8,7 @@ from gwcore._speedups.breaker_cell cimport (
 )
 from gwcore._speedups.breaker_core cimport BRK_CLOSED, BreakerCore, breaker_ratio
 from gwcore._speedups.conn cimport chance_next
-from gwcore._speedups.upstream cimport Endpoint
+from gwcore._speedups.upstream cimport Endpoint, upstream_limit
 
 
 cdef bint ready(const Endpoint *e) noexcept nogil:
@@ -57,6 +57,7 @@ cdef void upstream_tick(Worker *w, Upstream *u) noexcept nogil:
     if not cell_lock(c, u.breaker.process):
         return
     if u.breaker.on:
+        c.core.limit = upstream_limit(u) if u.limit_start else 0
         cell_fold_locked(&u.breaker, <int64_t>w.now_us, chance_next(w), True)
     else:
         c.due_us = <int64_t>w.now_us + BREAKER_TICK_US

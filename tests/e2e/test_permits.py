@@ -201,6 +201,32 @@ def test_one_of_several_endpoints_is_ejected(upstream):
         assert events[0]["endpoint"] == servers[1].address and events[0]["reason"] in ("failures", "outlier")
 
 
+def test_a_limit_that_has_fallen_is_what_saturation_is_measured_by(upstream):
+    """The capacity is that of the pools, or the concurrency limit if that is lower: where it stands, not where it may rise to."""
+    go = threading.Event()
+
+    def held(c):
+        c.request()
+        go.wait(20)
+        c.send(ok(b""))
+
+    be = upstream(held)
+    with guarded(proxy_config(be.address, upstream="concurrency: {min: 4, start: 4, max: 1000}")) as p:
+        socks = [p.connect() for _ in range(3)]
+        for s in socks:
+            s.sendall(get())
+            time.sleep(0.06)  # a tick
+        wait_until(lambda: len(be.seen) == 3)
+        with p.connect() as s:
+            s.sendall(get())
+            wait_until(lambda: snapshot(p)["saturation"] >= 0.5)
+            go.set()
+            assert read_reply(s).status == 200
+        for s in socks:
+            assert read_reply(s).status == 200
+            s.close()
+
+
 def test_at_most_half_of_the_endpoints_are_out(upstream):
     servers = [Scripted(upstream, answers("500 Oops")) for _ in range(4)]
     with guarded(proxy_config(*[b.address for b in servers], upstream="balance: round_robin, breaker: off")) as p, Caller(p) as c:
