@@ -1,21 +1,22 @@
 """A request of a route with `cache`, before anything is sent anywhere: a copy answers it, or it goes on and what it brings may be kept."""
 from libc.stdint cimport int64_t, uint32_t
 
-from gwcore._speedups.collect cimport Keep, keep_open
+from gwcore._speedups.collect cimport Keep, keep_asked, keep_of, keep_open
 from gwcore._speedups.conn cimport conn_rest, conn_send
 from gwcore._speedups.copies cimport Copy, CopyKey, copy_key
-from gwcore._speedups.copyanswer cimport COPY_CHECK, COPY_STRICT, copy_age_s, copy_lookup, copy_write, key_write
-from gwcore._speedups.detached cimport detached_begin
+from gwcore._speedups.copyanswer cimport COPY_CHECK, COPY_STRICT, copy_age_s, copy_lookup, copy_stands, copy_write, key_write
+from gwcore._speedups.detached cimport detached_begin, detached_leave
 from gwcore._speedups.ends cimport answered
 from gwcore._speedups.fields cimport F_AUTHORIZATION, F_COOKIE, F_HOP_LAST, F_OTHER, M_DELETE, M_GET, M_HEAD, M_PATCH, M_POST, M_PUT, same_word
 from gwcore._speedups.freshness cimport Said, request_said
 from gwcore._speedups.head cimport Head
+from gwcore._speedups.ladder cimport LEVEL_SWITCHED, ladder_level
 from gwcore._speedups.leases cimport LEASE_TAKEN, lease_give, lease_take
 from gwcore._speedups.outlist cimport out_reset
 from gwcore._speedups.plan cimport CACHE_IGNORE, Route
 from gwcore._speedups.proxy cimport begin_refuse
-from gwcore._speedups.reasons cimport R_NOT_CACHED
-from gwcore._speedups.story cimport CACHE_BYPASS, CACHE_EXPIRED, CACHE_HIT, CACHE_MISS, CACHE_STALE, CACHE_VARY, REQ_STREAM
+from gwcore._speedups.reasons cimport R_DEADLINE, R_NOT_CACHED
+from gwcore._speedups.story cimport CACHE_BYPASS, CACHE_ERROR, CACHE_EXPIRED, CACHE_HIT, CACHE_MISS, CACHE_STALE, CACHE_VARY, DEGRADED_CACHE, REQ_STREAM
 
 cdef enum:
     REFRESH_MS = 10000       # nobody else refreshes meanwhile
@@ -69,7 +70,7 @@ cdef bint cached_begin(Worker *w, Exchange *x, const char *at, size_t size, cons
     cdef const Copy *c
     cdef Said said
     cdef Keep *k
-    cdef CopyKey key
+    cdef int level
     cdef bint varies = False, ignore = r.cache_flags & CACHE_IGNORE != 0
     if x.method != M_GET and x.method != M_HEAD:
         if writes(x.method):
@@ -90,12 +91,16 @@ cdef bint cached_begin(Worker *w, Exchange *x, const char *at, size_t size, cons
         x.cached = CACHE_HIT if c.meta.fresh_ms > w.now_ms else CACHE_STALE
         cached_answer(w, x, c, at, size, asked, asked_len)
         return True
+    level = ladder_level(w, x) if c != NULL and x.ladder != NULL and x.ladder.copies == 2 else 0
+    if level and (ignore or not said.no_cache) and serves(w, x, c):            # the steps of the ladder as they are written: copies come before live
+        x.cached, x.degraded = CACHE_STALE, DEGRADED_CACHE
+        if level != LEVEL_SWITCHED and c.meta.stored_ms + x.ladder.fresh_ms <= w.now_ms:
+            refresh_once(w, x, path, path_len, &url_at, asked, asked_len)
+        cached_answer(w, x, c, at, size, asked, asked_len)
+        return True
     if c != NULL and c.meta.revalidate_ms > w.now_ms and (ignore or not said.no_cache and said.max_age < 0 and said.min_fresh < 0):
         x.cached = CACHE_STALE
-        key_len = key_write(w, x, h, path, path_len, &url_at)
-        copy_key(w.copies, &key, w.key, key_len)
-        if x.method == M_GET and lease_take(w.copies, &key, w.now_ms + REFRESH_MS, w.now_ms) == LEASE_TAKEN:
-            refresh(w, x, path, path_len, key_len, url_at, asked, asked_len)
+        refresh_once(w, x, path, path_len, &url_at, asked, asked_len)
         cached_answer(w, x, c, at, size, asked, asked_len)
         return True
     if said.only_if_cached and not ignore:
@@ -110,7 +115,43 @@ cdef bint cached_begin(Worker *w, Exchange *x, const char *at, size_t size, cons
     if k != NULL:
         k.fallback = c != NULL and not said.no_cache
         k.secret = credentials(x, h)
+        if k.fallback and x.ladder != NULL and x.ladder.copies and x.tier and c.meta.stored_ms + x.ladder.usable_ms > w.now_ms + x.ladder.budget_ms:
+            x.deadline_ms = w.now_ms + x.ladder.budget_ms            # then the copy is sent: see cached_late
     return False
+
+
+cdef bint serves(Worker *w, const Exchange *x, const Copy *c) noexcept nogil:
+    """May the ladder send this copy in place of a live answer that was not even asked for?"""
+    return x.tier != 0 and not c.meta.flags & (COPY_CHECK | COPY_STRICT) and c.meta.stored_ms + x.ladder.usable_ms > w.now_ms
+
+
+cdef bint cached_late(Worker *w, Exchange *x) noexcept nogil:
+    """The live try is late: its client gets a copy, and it goes on without one, to be kept. False: there is no copy for that, or a part of the request is
+    still to come."""
+    cdef const Copy *c = copy_stands(w, x)
+    cdef Exchange *y
+    if c == NULL:
+        return False
+    y = detached_leave(w, x)
+    if y == NULL:
+        return False
+    y.cached, y.degraded, y.reason = CACHE_ERROR, DEGRADED_CACHE, R_DEADLINE
+    x.deadline_ms = 0
+    out_reset(&w.out)
+    y.status = <unsigned short>copy_write(w, y, c, &w.out, keep_asked(keep_of(x)), keep_of(x).asked_len)
+    y.bytes_out = w.out.bytes
+    y.client.final = not y.keep_alive
+    answered(w, y, conn_send(w, y.client, &w.out))
+    return True
+
+
+cdef void refresh_once(Worker *w, Exchange *x, const char *path, size_t path_len, uint32_t *url_at, const char *asked, uint32_t asked_len) noexcept nogil:
+    """Fetch the answer anew, unless somebody is at it."""
+    cdef CopyKey key
+    cdef uint32_t key_len = key_write(w, x, &w.request, path, path_len, url_at)
+    copy_key(w.copies, &key, w.key, key_len)
+    if x.method == M_GET and lease_take(w.copies, &key, w.now_ms + REFRESH_MS, w.now_ms) == LEASE_TAKEN:
+        refresh(w, x, path, path_len, key_len, url_at[0], asked, asked_len)
 
 
 cdef void cached_answer(Worker *w, Exchange *x, const Copy *c, const char *at, size_t size, const char *asked, uint32_t asked_len) noexcept nogil:

@@ -29,8 +29,8 @@ cdef void limits_find(Worker *w, Exchange *x, const Head *h, bint trusted) noexc
     cdef uint32_t i
     x.hop = 1
     if x.route.deadline_ms:
-        x.deadline_ms = w.now_ms + x.route.deadline_ms
-    if x.ladder != NULL and x.ladder.budget_ms:
+        x.deadline_ms = by_deadline(x, w.now_ms + x.route.deadline_ms)
+    if x.ladder != NULL and (x.ladder.status or x.ladder.enforce):
         x.deadline_ms = by_deadline(x, w.now_ms + x.ladder.budget_ms)
     if not trusted:
         return

@@ -8,6 +8,7 @@ from gwcore._speedups.attempt cimport attempt_connected, attempt_late, attempt_r
 from gwcore._speedups.begin cimport client_input
 from gwcore._speedups.connect cimport QUIET, upstream_close, upstream_unasked
 from gwcore._speedups.conn cimport C_CONNECTING, C_HEAD, C_LINGER, NEVER_MS, Conn, Worker, conn_arm, conn_flush, conn_watch
+from gwcore._speedups.cached cimport cached_late
 from gwcore._speedups.deadline cimport answer_due, try_due
 from gwcore._speedups.greet cimport greet_early
 from gwcore._speedups.hedge cimport hedge_begin
@@ -228,6 +229,9 @@ cdef void upstream_timeout(Worker *w, Conn *c) noexcept nogil:
         upstream_close(w, c, CLOSE_MAX_AGE if w.now_ms >= c.pooled.retire_ms else CLOSE_IDLE)
         return
     if deadline_over(w, x) and x.phase < X_ANSWERING:
+        if x.copying != NULL and cached_late(w, x):
+            conn_arm(w, c, answer_due(w, x, x.route.response_ms, False))
+            return
         permit_fail(w, x, R_DEADLINE)
         attempt_release(w, x, False, CLOSE_TIMEOUT)
         exchange_fail(w, x, R_DEADLINE, False)

@@ -6,6 +6,10 @@ from gwcore._speedups.story cimport Exchange
 from gwcore._speedups.types cimport size_t
 
 cdef void ladder_begin(Worker *w, Exchange *x, const Head *h, size_t host_len) noexcept nogil
+cdef enum:
+    LEVEL_SWITCHED = 3       # an operator wants the ladder, and the upstream left alone
+
+cdef int ladder_level(Worker *w, const Exchange *x) noexcept nogil
 cdef bint ladder_holds(Worker *w, Exchange *x) noexcept nogil
 cdef bint ladder_falls(const Exchange *x, int reason) noexcept nogil
 cdef bint ladder_static(Worker *w, Exchange *x, OutList *o) noexcept nogil

@@ -14,11 +14,12 @@ from gwcore._speedups.outlier cimport upstream_tick
 from gwcore._speedups.outlist cimport out_add, out_copy, out_number, out_some
 from gwcore._speedups.plan cimport (
     ESCAPE_JSON, ESCAPE_MARKUP, PART_HEADER, PART_HOST, PART_ID, PART_METHOD, PART_PATH, PART_QUERY, PART_REASON, PART_ROUTE, PART_TEXT,
-    PART_TIER, Ladder, Part, PlanHead, ladder_part, plan_ladder, plan_text,
+    PART_TIER, Ladder, Part, PlanHead, Target, ladder_part, plan_ladder, plan_text,
 )
 from gwcore._speedups.reasons cimport R_CONCURRENCY_LIMIT, R_DEADLINE, R_DEGRADE_REFUSED, R_OVERLOAD, SIDE_UPSTREAM, reason_row
 from gwcore._speedups.shm cimport SWITCHES, SWITCH_ROUTE, SWITCH_TIER, Switch, gw_atomic_load, gw_atomic_load64
 from gwcore._speedups.story cimport DEGRADED_STATIC
+from gwcore._speedups.upstream cimport Upstream
 
 cdef enum:
     KEPT_MOST = 255          # bytes of a field that is kept
@@ -122,23 +123,42 @@ cdef bint ladder_holds(Worker *w, Exchange *x) noexcept nogil:
     at level 2 and its breaker is closed; an open one refuses by itself, and lets those through that find out whether it is well again."""
     if x.ladder == NULL or x.ladder.status == 0 or x.client.sink or x.upgrade:
         return False
-    if gw_atomic_load(&w.segment.switched) and switched(w, x):
+    if gw_atomic_load(&w.segment.switched) and switched(w, x, x.upstream.slot):
         return True
-    if x.tier != 2 or not x.upstream.breaker.on:
-        return False
-    if x.upstream.breaker.cell.level == 0:
-        return False
-    if <int64_t>w.now_us >= x.upstream.breaker.cell.due_us:
-        upstream_tick(w, x.upstream)         # or it would never fall while nobody is let through
-    return x.upstream.breaker.cell.level == 2 and cell_state(x.upstream.breaker.cell) == BRK_CLOSED
+    return x.tier == 2 and level_of(w, x.upstream) == 2 and cell_state(x.upstream.breaker.cell) == BRK_CLOSED
 
 
-cdef bint switched(Worker *w, const Exchange *x) noexcept nogil:
-    """Has an operator switched the request's route, tier or upstream to the ladder?"""
+cdef int ladder_level(Worker *w, const Exchange *x) noexcept nogil:
+    """Before an upstream is chosen: the highest level of those that the route may choose, or LEVEL_SWITCHED."""
+    cdef const Target *t = <const Target *>(<const char *>x.plan.head + x.route.targets.off)
+    cdef Upstream *u
+    cdef bint look = gw_atomic_load(&w.segment.switched) != 0
+    cdef uint32_t i
+    cdef int level = 0
+    for i in range(x.route.targets.n):
+        u = <Upstream *>x.plan.upstreams[t[i].upstream]
+        if look and switched(w, x, u.slot):
+            return LEVEL_SWITCHED
+        if t[i].weight:
+            level = max(level, <int>level_of(w, u))
+    return level
+
+
+cdef uint32_t level_of(Worker *w, Upstream *u) noexcept nogil:
+    """The level of an upstream as of now. At 0 that is one load."""
+    if not u.breaker.on or u.breaker.cell.level == 0:
+        return 0
+    if <int64_t>w.now_us >= u.breaker.cell.due_us:
+        upstream_tick(w, u)                  # or it would never fall while nobody is let through
+    return u.breaker.cell.level
+
+
+cdef bint switched(Worker *w, const Exchange *x, uint32_t upstream) noexcept nogil:
+    """Has an operator switched the request's route, its tier, or that upstream to the ladder?"""
     cdef const Switch *s = w.segment.switches
     cdef uint32_t i, slot
     for i in range(min(gw_atomic_load(&w.segment.switched), <uint32_t>SWITCHES)):
-        slot = x.route.slot if s[i].kind == SWITCH_ROUTE else x.tier if s[i].kind == SWITCH_TIER else x.upstream.slot
+        slot = x.route.slot if s[i].kind == SWITCH_ROUTE else x.tier if s[i].kind == SWITCH_TIER else upstream
         if s[i].slot == slot and gw_atomic_load64(&s[i].until_ms) > w.now_ms:
             return True
     return False

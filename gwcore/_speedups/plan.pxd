@@ -57,10 +57,11 @@ cdef struct Ladder:          # what a request may get, in order
     uint32_t escape          # Escape
     uint32_t keeps           # the body needs what is not kept of a head
     uint32_t plain           # the body is the same for everybody
-    uint32_t budget_ms       # the live try ends by then; 0 = nothing follows it
+    uint32_t budget_ms       # the live try ends by then, when something follows it
     uint32_t fresh_ms
     uint32_t usable_ms
-    uint32_t copies          # there is a step that serves copies
+    uint32_t copies          # a step serves copies: 1 after live, 2 before it
+    uint32_t enforce         # the budget ends the live try though nothing follows it
 
 cdef struct Route:
     Str name

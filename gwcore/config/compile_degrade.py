@@ -49,7 +49,8 @@ class LadderWriter:
         static = ladder.static
         kind = content_type(static) if static else ""
         parts = self.parts(static) if static else []
-        acts = ladder.enforce or static is not None
+        kinds = [s.kind for s in ladder.steps]
+        first = kinds[0] != "live"
         self.rows.append(
             {
                 "steps": self.w.b.array(
@@ -61,11 +62,12 @@ class LadderWriter:
                 "escape": escape_of(kind),
                 "keeps": int(any(p["kind"] in (PARTS.index("host"), PARTS.index("query"), PARTS.index("header")) for p in parts)),
                 "plain": int(static is not None and not static.template),
-                "budget_ms": round(budget_s(ladder, self.config.tiers.of(tier).latency) * 1000) if acts else 0,
+                "budget_ms": round(budget_s(ladder, self.config.tiers.of(tier).latency) * 1000),
                 "fresh_ms": round(ladder.fresh * 1000),
                 "usable_ms": round(ladder.usable * 1000),
                 "on_status": sum(1 << (s - 500) for s in set(ladder.on_status)),
-                "copies": int(ladder.copies),
+                "copies": int(ladder.copies) << first,
+                "enforce": int(ladder.enforce),
             }
         )
         return len(self.rows)

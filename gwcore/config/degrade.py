@@ -241,7 +241,9 @@ def check(config: Config, base: Path, error: Tell, warn: Tell) -> None:
     for ladder, tier, at in found:
         check_ladder(ladder, tier, config.tiers.of(tier).latency, at, error)
         for n, step in enumerate(ladder.steps):
-            if step.cache:
-                warn((*at, "steps", n), "no copies are served by this version: the step is passed over")
+            if step.cache == "redis":
+                warn((*at, "steps", n), "copies in Redis are not served by the ladder of this version: the step is passed over")
+            elif step.cache and at[0] == "routes" and not config.routes[at[1]].cache:
+                warn((*at, "steps", n), "the route keeps no copies, so there are none to serve: give it cache")
             if step.static:
                 read_static(step.static, base, (*at, "steps", n, "static"), error)
