@@ -146,6 +146,21 @@ def degrade(path: str, route: str | None, tier: str | None, upstream: str | None
     click.echo(describe(json.loads(_ask(path, f"/degrade?{query}", "POST"))["switches"]))
 
 
+@main.command()
+@CONFIG
+@click.option("--route", required=True, help="Requests of this route.")
+@click.option("--fail", required=True, type=click.Choice(["503", "timeout", "slow"]), help="As if the upstream did this.")
+@click.option("--share", default="10%", show_default=True, help="So many of them.")
+@click.option("--for", "for_", default="30s", show_default=True, help="For so long; 10m at most.")
+@click.option("--delay", help="With --fail slow: so much later they are sent; 1s when not given.")
+def drill(path: str, route: str, fail: str, share: str, for_: str, delay: str | None) -> None:
+    """Let requests of a route fail in a running gateway, and see what their clients get. Exit 0: what the route's ladder promises, in time."""
+    from gwcore.drill import drill as run_drill
+
+    query = {"route": route, "fail": fail, "share": share, "for": for_, **({"delay": delay} if delay else {})}
+    sys.exit(run_drill(lambda what, method: _ask(path, what, method), click.echo, query))
+
+
 @main.group()
 def cache() -> None:
     """Copies of answers in a running gateway."""

@@ -87,6 +87,8 @@ LEVELS = {
     "choose": 11,
     "promise": 10,
     "ladder": 11,
+    "drill": 11,
+    "drills": 5,
     "ends": 12,
     "tunnel": 13,
     "relay": 14,

@@ -13,7 +13,7 @@ from gwcore._speedups.freshness cimport date_read
 from gwcore._speedups.http1 cimport list_next
 from gwcore._speedups.outlist cimport out_add, out_copy, out_number, out_some
 from gwcore._speedups.plan cimport plan_text
-from gwcore._speedups.reasons cimport R_CONCURRENCY_LIMIT, R_DEADLINE, R_DEGRADE_REFUSED, R_OVERLOAD, SIDE_UPSTREAM, reason_row
+from gwcore._speedups.reasons cimport R_CONCURRENCY_LIMIT, R_DEADLINE, R_DEGRADE_REFUSED, R_FAULT_INJECTED, R_OVERLOAD, SIDE_UPSTREAM, reason_row
 from gwcore._speedups.story cimport CACHE_ERROR, DEGRADED_CACHE
 
 cdef enum:
@@ -323,7 +323,7 @@ cdef int copy_instead(Worker *w, Exchange *x, int reason, OutList *o) noexcept n
     """In place of what the upstream, or the way to it, did not give: such a copy. 0: there is none; else the status of what was written to o."""
     cdef const Copy *c = NULL
     if x.copying != NULL and not x.client.sink and (reason_row(reason).side == SIDE_UPSTREAM or reason == R_OVERLOAD or reason == R_CONCURRENCY_LIMIT
-                                                     or reason == R_DEADLINE or reason == R_DEGRADE_REFUSED):
+                                                     or reason == R_DEADLINE or reason == R_DEGRADE_REFUSED or reason == R_FAULT_INJECTED):
         c = copy_stands(w, x)
     if c == NULL:
         return 0

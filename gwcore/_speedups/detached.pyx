@@ -94,6 +94,7 @@ cdef Exchange *detached_leave(Worker *w, Exchange *x) noexcept nogil:
     y.method, y.http10, y.te_trailers, y.keep_alive = x.method, x.http10, x.te_trailers, x.keep_alive
     y.tier, y.body_limit, y.early = x.tier, x.body_limit, x.early
     y.ladder, y.kept = x.ladder, x.kept
+    y.fault, y.drill, y.drill_serial = x.fault, x.drill, x.drill_serial
     x.ladder, x.kept = NULL, NULL
     c.exchange = y
     w.lane.worker.exchanges += 1

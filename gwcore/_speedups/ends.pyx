@@ -16,6 +16,7 @@ from gwcore._speedups.conn cimport (
 )
 from gwcore._speedups.copenssl cimport SSL_R_HTTP_REQUEST
 from gwcore._speedups.copyanswer cimport copy_instead
+from gwcore._speedups.drill cimport drill_count
 from gwcore._speedups.histogram cimport histogram_cell
 from gwcore._speedups.fields cimport M_HEAD
 from gwcore._speedups.ladder cimport ladder_falls, ladder_static
@@ -98,6 +99,8 @@ cdef void exchange_tell(Worker *w, Exchange *x) noexcept nogil:
         w.lane.worker.detached += 1
     else:
         exchange_count(w, x, us)
+        if x.fault:
+            drill_count(w, x, us)
     if x.upstream != NULL or x.reason == R_OVERLOAD:
         admission_count(w, x, us if x.phase != X_TUNNEL else 0)
     if w.ring != NULL:

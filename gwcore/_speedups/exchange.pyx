@@ -10,6 +10,7 @@ from gwcore._speedups.connect cimport QUIET, upstream_close, upstream_unasked
 from gwcore._speedups.conn cimport C_CONNECTING, C_HEAD, C_LINGER, NEVER_MS, Conn, Worker, conn_arm, conn_flush, conn_watch
 from gwcore._speedups.cached cimport cached_late
 from gwcore._speedups.deadline cimport answer_due, try_due
+from gwcore._speedups.drill cimport drill_over
 from gwcore._speedups.greet cimport greet_early
 from gwcore._speedups.hedge cimport hedge_begin
 from gwcore._speedups.http1 cimport BODY_LENGTH
@@ -17,8 +18,8 @@ from gwcore._speedups.idle cimport idle_outlived, idle_peer_closed
 from gwcore._speedups.permit cimport permit_fail
 from gwcore._speedups.queueing cimport queue_leave, queue_next, queue_overdue
 from gwcore._speedups.reasons cimport (
-    R_BODY_TIMEOUT, R_BODY_TOO_SLOW, R_CLIENT_WRITE_TIMEOUT, R_CONNECT_TIMEOUT, R_DEADLINE, R_HEADER_TIMEOUT, R_QUEUE_TIMEOUT,
-    R_RESPONSE_IDLE, R_RESPONSE_TIMEOUT, R_TLS_HANDSHAKE_TIMEOUT, R_TUNNEL_IDLE, R_UPSTREAM_WRITE_TIMEOUT,
+    R_BODY_TIMEOUT, R_BODY_TOO_SLOW, R_CLIENT_WRITE_TIMEOUT, R_CONNECT_TIMEOUT, R_DEADLINE, R_FAULT_INJECTED, R_HEADER_TIMEOUT,
+    R_QUEUE_TIMEOUT, R_RESPONSE_IDLE, R_RESPONSE_TIMEOUT, R_TLS_HANDSHAKE_TIMEOUT, R_TUNNEL_IDLE, R_UPSTREAM_WRITE_TIMEOUT,
 )
 from gwcore._speedups.story cimport REQ_STREAM, X_ANSWERING, X_BACKOFF, X_DISCARDING, X_FLUSHING, X_QUEUED, X_SENT, X_TUNNEL, Exchange, deadline_over
 from gwcore._speedups.sys cimport FIONREAD, ioctl
@@ -153,7 +154,10 @@ cdef void client_timeout(Worker *w, Conn *c) noexcept nogil:
         return
     if x.phase == X_BACKOFF:
         conn_arm(w, c, w.now_ms + NEVER_MS)
-        dispatch(w, x)
+        if x.fault and drill_over(w, x):
+            exchange_fail(w, x, R_FAULT_INJECTED, False)
+        else:
+            dispatch(w, x)
     elif x.phase == X_QUEUED and deadline_over(w, x):
         exchange_fail(w, x, R_DEADLINE, False)
     elif x.phase == X_QUEUED:

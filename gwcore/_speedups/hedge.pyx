@@ -30,7 +30,7 @@ cdef bint hedge_may(Worker *w, const Exchange *x) noexcept nogil:
     """Is a second try of use, and allowed, now? What does not change while a request waits was asked by hedge_arm."""
     cdef Upstream *u = x.upstream
     cdef uint32_t i
-    if x.twin != NULL or x.got_bytes or x.bytes_out or x.replay_lost or x.retries or x.client.sink or u.queue.n:
+    if x.twin != NULL or x.got_bytes or x.bytes_out or x.replay_lost or x.retries or x.client.sink or x.fault or u.queue.n:
         return False
     if u.breaker.on and (cell_state(u.breaker.cell) != BRK_CLOSED or x.tier == 2 and u.breaker.cell.level):
         return False

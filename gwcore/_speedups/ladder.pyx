@@ -16,8 +16,8 @@ from gwcore._speedups.plan cimport (
     ESCAPE_JSON, ESCAPE_MARKUP, PART_HEADER, PART_HOST, PART_ID, PART_METHOD, PART_PATH, PART_QUERY, PART_REASON, PART_ROUTE, PART_TEXT,
     PART_TIER, Ladder, Part, PlanHead, Target, ladder_part, plan_ladder, plan_text,
 )
-from gwcore._speedups.reasons cimport R_CONCURRENCY_LIMIT, R_DEADLINE, R_DEGRADE_REFUSED, R_OVERLOAD, SIDE_UPSTREAM, reason_row
-from gwcore._speedups.shm cimport SWITCHES, SWITCH_ROUTE, SWITCH_TIER, Switch, gw_atomic_load, gw_atomic_load64
+from gwcore._speedups.reasons cimport R_CONCURRENCY_LIMIT, R_DEADLINE, R_DEGRADE_REFUSED, R_FAULT_INJECTED, R_OVERLOAD, SIDE_UPSTREAM, reason_row
+from gwcore._speedups.shm cimport FAULT_503, SWITCHES, SWITCH_ROUTE, SWITCH_TIER, Switch, gw_atomic_load, gw_atomic_load64
 from gwcore._speedups.story cimport DEGRADED_STATIC
 from gwcore._speedups.upstream cimport Upstream
 
@@ -170,6 +170,8 @@ cdef bint ladder_falls(const Exchange *x, int reason) noexcept nogil:
     """Does a request that fails for that reason take the next step? Not for what its client did, nor for what is wrong here."""
     if x.ladder == NULL or x.client.sink or x.upgrade:
         return False
+    if reason == R_FAULT_INJECTED:
+        return x.fault != FAULT_503 or ladder_replaces(x, 503)
     return reason_row(reason).side == SIDE_UPSTREAM or reason == R_OVERLOAD or reason == R_CONCURRENCY_LIMIT or reason == R_DEADLINE \
         or reason == R_DEGRADE_REFUSED
 

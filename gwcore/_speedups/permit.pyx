@@ -101,8 +101,8 @@ cdef void endpoint_settle(Worker *w, Exchange *x, int outcome) noexcept nogil:
 cdef int verdict_of(Worker *w, const Exchange *x, int reason) noexcept nogil:
     """What a reason says of the upstream, by its row in reasons.h."""
     cdef int kind = reason_row(reason).breaker
-    if reason == R_DEADLINE and (w.now_us - x.permit.started_us) * 2 < w.now_us - x.start_us:
-        return OUTCOME_CANCEL                # the attempt had less than half of the time
+    if reason == R_DEADLINE and (x.fault or (w.now_us - x.permit.started_us) * 2 < w.now_us - x.start_us):
+        return OUTCOME_CANCEL                # the attempt had less than half of the time, or a drill took some of it
     if kind == BRK_TIMEOUT:
         return OUTCOME_PRESSURE
     if kind == BRK_CONNECT or kind == BRK_TLS or kind == BRK_RESET or kind == BRK_INVALID:

@@ -1,6 +1,7 @@
 """A request that goes to an upstream: its exchange, and the first attempt."""
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint64_t
+from gwcore._speedups.again cimport again_after
 from gwcore._speedups.attempt cimport attempt_release, attempt_take
 from gwcore._speedups.body cimport body_request
 from gwcore._speedups.buffer cimport buf_give, queue_clear
@@ -8,6 +9,7 @@ from gwcore._speedups.choose cimport hash_of, rewrite, target_pick, template_key
 from gwcore._speedups.chunked cimport Chunked, chunked_init
 from gwcore._speedups.conn cimport C_BUSY, NEVER_MS, Conn, Worker, conn_arm, conn_move, conn_rest, conn_send
 from gwcore._speedups.deadline cimport limits_find
+from gwcore._speedups.drill cimport drill_draws, drill_wait_ms
 from gwcore._speedups.forward cimport forward_request
 from gwcore._speedups.head cimport Head
 from gwcore._speedups.http1 cimport BODY_CHUNKED, BODY_LENGTH
@@ -16,10 +18,11 @@ from gwcore._speedups.origin cimport origin_find
 from gwcore._speedups.outlist cimport out_reset, out_store
 from gwcore._speedups.permit cimport permit_refused
 from gwcore._speedups.plan cimport PlanHead, Route, plan_upstream
-from gwcore._speedups.reasons cimport R_BUFFER_LIMIT, R_DEADLINE, R_DEGRADE_REFUSED, R_TOO_EARLY, reason_row
+from gwcore._speedups.reasons cimport R_BUFFER_LIMIT, R_DEADLINE, R_DEGRADE_REFUSED, R_FAULT_INJECTED, R_TOO_EARLY, reason_row
+from gwcore._speedups.shm cimport FAULT_503, gw_atomic_load
 from gwcore._speedups.slab cimport slab_take
 from gwcore._speedups.story cimport REQ_STREAM, Exchange, deadline_over
-from gwcore._speedups.types cimport RC_FAIL, RC_OK
+from gwcore._speedups.types cimport RC_AGAIN, RC_FAIL, RC_OK
 from gwcore._speedups.upstream cimport Upstream
 from gwcore.pool cimport CLOSE_STALE
 from gwcore._speedups.ends cimport exchange_fail
@@ -94,8 +97,11 @@ cdef void begin_proxy(Worker *w, Exchange *x, const char *at, size_t size, const
         if rc:
             begin_refuse(w, x, at, size, rc)
             return
+    if gw_atomic_load(&w.segment.drilled) and drill_draws(w, x) and x.fault == FAULT_503:
+        begin_refuse(w, x, at, size, R_FAULT_INJECTED)
+        return
     while True:
-        rc = attempt_take(w, x)
+        rc = RC_AGAIN if x.fault else attempt_take(w, x)         # what a drill has drawn takes nothing yet
         if rc == RC_FAIL and permit_refused(x):
             begin_refuse(w, x, at, size, x.reason)
             return
@@ -138,4 +144,7 @@ cdef void begin_proxy(Worker *w, Exchange *x, const char *at, size_t size, const
         x.client.broken = 0
         exchange_fail(w, x, R_BUFFER_LIMIT, True)
         return
-    dispatched(w, x, rc)
+    if x.fault:
+        again_after(w, x, drill_wait_ms(w, x))
+    else:
+        dispatched(w, x, rc)

@@ -356,7 +356,6 @@ cdef void response_head(Worker *w, Exchange *x, const char *at, size_t size, siz
     cdef HeadLimits limits
     cdef int rc, reason
     cdef bint close
-    cdef double latency_ms
     limits.url_bytes = 0
     limits.head_bytes = x.plan.head.response_head_bytes
     limits.fields = x.plan.head.response_fields
@@ -407,13 +406,8 @@ cdef void response_head(Worker *w, Exchange *x, const char *at, size_t size, siz
     x.first_byte_us = w.now_us
     permit_answer(w, x, h.status)
     admission_answer(w, x, h.status)
-    x.upstream.cell.seconds[histogram_cell(w.now_us - x.start_us)] += 1
-    x.upstream.cell.sum_us += w.now_us - x.start_us
-    latency_ms = (w.now_us - x.start_us) / 1000.0
-    if x.endpoint.ewma_ms == 0:
-        x.endpoint.ewma_ms = latency_ms
-    else:
-        x.endpoint.ewma_ms += (latency_ms - x.endpoint.ewma_ms) * EWMA_SHARE
+    if not x.fault:                          # a drill's delay is none of the upstream's
+        latency_note(w, x)
     if h.status >= 429 and answer_refused(w, x, h, at, size):
         return
     if h.status >= 500 and (ladder_replaces(x, h.status) or x.copying != NULL and copy_stands(w, x) != NULL):
@@ -447,6 +441,17 @@ cdef void response_head(Worker *w, Exchange *x, const char *at, size_t size, siz
     response_body_on(w, x, x.up, at + h.size, size - h.size)
     if x.item.live:
         twin_part(w, x)                              # at once, but not before the bytes of this turn were taken
+
+
+cdef void latency_note(Worker *w, Exchange *x) noexcept nogil:
+    """An answer's head is here: so long it took."""
+    cdef double ms = (w.now_us - x.start_us) / 1000.0
+    x.upstream.cell.seconds[histogram_cell(w.now_us - x.start_us)] += 1
+    x.upstream.cell.sum_us += w.now_us - x.start_us
+    if x.endpoint.ewma_ms == 0:
+        x.endpoint.ewma_ms = ms
+    else:
+        x.endpoint.ewma_ms += (ms - x.endpoint.ewma_ms) * EWMA_SHARE
 
 
 cdef void idle_granted(Exchange *x, int64_t ms) noexcept nogil:

@@ -15,6 +15,7 @@ cdef enum:
     CLOSE_REASONS = 12
     REASON_CELLS = 96
     SWITCHES = 32
+    DRILLS = 4
     CLIENT_ROWS = 4
     CLIENT_CELLS = 32768
 
@@ -174,6 +175,31 @@ cdef struct Switch:          # an operator wants the ladder, not live
     uint32_t kind            # SwitchKind
     uint32_t slot            # of the route or upstream; number of the tier
 
+cdef enum Fault:             # how a drill makes requests fail
+    FAULT_NONE
+    FAULT_503                # as if the upstream had answered 503
+    FAULT_TIMEOUT            # as if it did not answer
+    FAULT_SLOW               # it is asked after a delay
+
+cdef enum DrillEnd: DRILL_LIVE, DRILL_COPY, DRILL_STATIC, DRILL_REFUSED, DRILL_LEFT, DRILL_ENDS
+
+cdef struct Drill:           # and what became of the requests that it drew. The supervisor begins it, every worker counts
+    uint64_t until_ms        # of CLOCK_MONOTONIC; 0 = stopped. Written last
+    uint32_t serial          # 0 = the place was never used
+    uint32_t slot            # of the route
+    uint32_t fault           # Fault
+    uint32_t share           # of 65536
+    uint32_t delay_ms        # of FAULT_SLOW
+    uint32_t drawn           # atomic, as all that follow
+    uint32_t ends[5]         # by DrillEnd
+    uint32_t late            # beyond the latency that their tier promises
+    uint32_t lost            # refused, though their ladder has a step besides live
+    uint32_t unkept          # late, lost, or both
+    uint64_t max_us
+    uint32_t refused[96]     # by reason
+    uint32_t seconds[161]    # histogram of them, those of clients that left apart
+    uint32_t unused
+
 cdef struct Segment_:
     uint32_t magic
     uint32_t layout
@@ -187,8 +213,9 @@ cdef struct Segment_:
     LimitCell limits[256]
     TicketRing tickets
     uint32_t switched        # places of `switches` that may be in use; 0: nobody looks
-    uint32_t unused_too
+    uint32_t drilled         # the same of `drills`
     Switch switches[32]
+    Drill drills[4]
     uint64_t store_off       # of the store of sessions
     uint64_t breakers_off    # of the ring of their transitions; behind it the cells
 

@@ -95,6 +95,7 @@ cdef struct Exchange:
     uint64_t body_mark_ms
     uint64_t body_look_ms    # when the timer looks next: bytes that come do not put it off
     uint64_t body_base       # body_seen at body_since_ms, from where the rate is measured
+    uint32_t drill_serial    # of the drill that drew it
     uint32_t head_at         # of replay: bytes of the head before the lines that each attempt has of its own
     uint32_t head_skip       # bytes of those lines as they were kept
     uint32_t queue_us
@@ -136,6 +137,8 @@ cdef struct Exchange:
     uint8_t turn             # it comes out of the queue
     uint8_t drowned          # it left the queue by controlled delay
     uint8_t asked            # Asked
+    uint8_t fault            # Fault: a drill makes it fail so
+    uint8_t drill            # the drill's place in the segment
 
 cdef inline uint64_t by_deadline(const Exchange *x, uint64_t due_ms) noexcept nogil:
     """A time limit, or the deadline if that is sooner."""

@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 import gwcore
-from gwcore.admin import cache, degrade, resilience
+from gwcore.admin import cache, degrade, drill, resilience
 from gwcore.admin.endpoints import endpoints
 from gwcore.admin.figures import connection_figures, memory_by_kind
 
@@ -120,6 +120,7 @@ class SegmentCollector(Collector):
         yield load
         yield from _tiers(snap["tiers"])
         yield from degrade.metrics(s)
+        yield from drill.metrics(s)
         most = s.config.metrics.max_series // 2  # routes and upstreams share it by halves
         yield from _routes(fold(snap["routes"], most))
         upstreams = fold(snap["upstreams"], most)

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from gwcore.admin import cache, degrade, resilience
+from gwcore.admin import cache, degrade, drill, resilience
 from gwcore.admin.metrics import CONTENT_TYPE, render
 from gwcore.admin.status import build
 
@@ -59,6 +59,14 @@ def build_app(s: Supervisor) -> Starlette:
         if from_a_page(request):
             return PlainTextResponse("a page in a browser may not degrade requests\n", 403)
         result, code = degrade.switch(s, request.query_params)
+        return JSONResponse(result, code)
+
+    async def drills(request: Request) -> Response:
+        if request.method in ("GET", "HEAD"):
+            return JSONResponse({"drills": drill.rows(s)})
+        if from_a_page(request):
+            return PlainTextResponse("a page in a browser may not drill\n", 403)
+        result, code = (drill.start if request.method == "POST" else drill.stop)(s, request.query_params)
         return JSONResponse(result, code)
 
     async def healthz(_: Request) -> Response:
@@ -112,6 +120,7 @@ def build_app(s: Supervisor) -> Starlette:
             Route("/status/events", guarded(events)),
             Route("/breakers", guarded(breakers), methods=["POST"]),
             Route("/degrade", guarded(switch), methods=["POST"]),
+            Route("/drill", guarded(drills), methods=["GET", "POST", "DELETE"]),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/sessions/forget", guarded(forget), methods=["POST"]),
