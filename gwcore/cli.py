@@ -162,6 +162,42 @@ def drill(path: str, route: str, fail: str, share: str, for_: str, delay: str | 
 
 
 @main.group()
+def compensation() -> None:
+    """Requests that were answered statically and are sent to their upstream later."""
+
+
+@compensation.command("list")
+@CONFIG
+@click.option("--json", "as_json", is_flag=True, help="All of it, as JSON.")
+def list_owed(path: str, as_json: bool) -> None:
+    """What waits, and the dead letters."""
+    from gwcore.compensation import table
+
+    text = _ask(path, "/compensation")
+    click.echo(text if as_json else table(json.loads(text)))
+
+
+@compensation.command()
+@CONFIG
+@click.argument("ids", nargs=-1, required=True)
+def replay(path: str, ids: tuple[str, ...]) -> None:
+    """Send requests now, whatever the level of their upstream; of dead letters a new attempt is made. `all` = all that wait."""
+    from urllib.parse import urlencode
+
+    click.echo(_ask(path, "/compensation/replay?" + urlencode([("id", i) for i in ids]), "POST").strip())
+
+
+@compensation.command()
+@CONFIG
+@click.argument("ids", nargs=-1, required=True)
+def drop(path: str, ids: tuple[str, ...]) -> None:
+    """Forget requests that wait, and dead letters. `all` = all of both."""
+    from urllib.parse import urlencode
+
+    click.echo(_ask(path, "/compensation/drop?" + urlencode([("id", i) for i in ids]), "POST").strip())
+
+
+@main.group()
 def cache() -> None:
     """Copies of answers in a running gateway."""
 

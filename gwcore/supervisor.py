@@ -65,6 +65,7 @@ class Supervisor:
         from gwcore._speedups.shm import Segment
         from gwcore.admin.figures import Opens
         from gwcore.certwatch import CertWatch
+        from gwcore.compensation import Compensation
         from gwcore.discovery import Discovery
         from gwcore.events import Events
         from gwcore.health import HealthChecks
@@ -82,6 +83,7 @@ class Supervisor:
         self.certs = CertWatch(lambda: self.config, self.use_addresses, say)
         self.discovery = Discovery(lambda: self.start_task(self.use_addresses()), say)
         self.health = HealthChecks(self.segment, self.discovery.addresses, self.events.note, self.healthy)
+        self.compensation = Compensation(self)
         self.admin: Admin | None = None
         self.copies_size = 0  # 0 = no store of copies
         self.versions = 0
@@ -141,8 +143,10 @@ class Supervisor:
             if why:
                 say(why)
         self.attainment.note(time.time(), {})
+        self.compensation.look(start=True)
         self.crew.start(self.compile(self.config), self.addresses, self.commit_words(), log_fd)
         self.loop.call_later(WATCH_S, self.watch)
+        self.start_task(self.compensation.run())
         self.loop.call_later(PING_S, self.ping)
         self.look_at_certificates()
         status = await self.done
@@ -201,7 +205,7 @@ class Supervisor:
 
     def commit_words(self) -> dict[str, Any]:
         """What every worker must know beside the plan: of the end, for it may come without us, and of sessions in Redis."""
-        from gwcore import copies_redis
+        from gwcore import compensation, copies_redis
         from gwcore.sessions import settings
 
         t = self.config.timeouts
@@ -210,6 +214,7 @@ class Supervisor:
             "drain_tunnels_s": t.drain_tunnels,
             "sessions": settings(self.config),
             "copies": copies_redis.settings(self.config),
+            "journal": compensation.settings(self.config, self.config_path),
         }
 
     def start_task(self, work: Coroutine[Any, Any, Any]) -> None:

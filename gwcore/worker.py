@@ -38,6 +38,7 @@ class Worker:
         self.copies = SharedCopies(self.plane)
         self.done: asyncio.Future[int] = self.loop.create_future()
         self.serving = False
+        self.journal: dict[str, Any] | None = None
         self.drain_since = 0.0
         self.drain_s = ORPHAN_DRAIN_S
         self.drain_tunnels_s = 0.0
@@ -109,12 +110,14 @@ class Worker:
         drain_tunnels_s: float,
         sessions: dict[str, Any] | None = None,
         copies: dict[str, Any] | None = None,
+        journal: dict[str, Any] | None = None,
     ) -> None:
         self.preparing.discard(version)
         self.drain_s, self.drain_tunnels_s = drain_s, drain_tunnels_s
         self.plane.commit(version)
         self.sessions.use(sessions)
         self.copies.use(copies)
+        self.use_journal(journal)
         self.serving = True
         self.channel.send("committed", version=version)
         self._collect()
@@ -122,6 +125,25 @@ class Worker:
     def _collect(self) -> None:
         if self.plane.collect() and not self.done.done():  # requests of an older plan are still under way
             self.loop.call_later(COLLECT_S, self._collect)
+
+    def use_journal(self, settings: dict[str, Any] | None) -> None:
+        """A file of its own for what this worker answers statically and owes to an upstream."""
+        if settings == self.journal:
+            return
+        self.journal = settings
+        fd = -1
+        if settings is not None:
+            from gwcore.compensation import open_journal
+
+            try:
+                fd = open_journal(settings["dir"])
+            except OSError as why:
+                print(
+                    f"gwcore: compensation.dir {settings['dir']}: {why.strerror}; nothing is compensated",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        self.plane.use_journal(fd, bool(settings and settings["sync"]))
 
     def on_discard(self, version: int) -> None:
         self.preparing.discard(version)

@@ -86,6 +86,7 @@ LEVELS = {
     "warm": 11,
     "choose": 11,
     "promise": 10,
+    "journal": 11,
     "ladder": 11,
     "drill": 11,
     "drills": 5,

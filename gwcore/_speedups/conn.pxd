@@ -150,6 +150,9 @@ cdef struct Worker:          # one per process; the context of everything
     Segment_ *segment
     Copies *copies           # of answers; NULL = none are kept
     CopyMail copymail        # what Python is to do about them
+    int journal              # where requests are kept that are compensated, + 1; 0 = not open
+    uint64_t journal_bytes
+    bint journal_sync
     Link held                # Node: client connections not read while the log's ring is full
     Link serve               # upstreams whose queue may move on
     LocalPlan *plan          # the current one

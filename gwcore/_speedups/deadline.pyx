@@ -4,12 +4,11 @@ behind us knows that it must not retry as well.
 Both differ from attempt to attempt, so they stand at the end of the head, and what is kept to be sent again (`replay`) is sent around them."""
 from libc.stdint cimport int64_t, uint8_t
 
-from gwcore._speedups.buffer cimport Buf, ByteQueue, buf_bytes
+from gwcore._speedups.buffer cimport Buf, buf_bytes
 from gwcore._speedups.fields cimport decimal, same_word
 from gwcore._speedups.outlist cimport out_add, out_copy, out_number, out_some
 from gwcore._speedups.plan cimport plan_text
 from gwcore._speedups.story cimport REQ_STREAM
-from gwcore._speedups.types cimport size_t
 
 cdef enum:
     DIGITS = 9               # of a number of milliseconds: eleven days

@@ -72,11 +72,12 @@ cdef Exchange *detached_begin(Worker *w, Exchange *x, const char *path, size_t p
 
 cdef Exchange *detached_leave(Worker *w, Exchange *x) noexcept nogil:
     """Part x, which waits for its upstream, from its client: x goes on for nobody, and its client has a new exchange, returned, that is to be
-    answered. NULL: nothing has changed, for a part of the request has still to come, or an answer went out."""
+    answered. NULL: nothing has changed, for a part of the request has still to come, or an answer went out, or
+    it is to be compensated, for which x would have nothing left."""
     cdef Conn *c = x.client
     cdef Conn *s
     cdef Exchange *y
-    if x.request_body == REQ_STREAM or x.upgrade or x.phase >= X_ANSWERING or c.sink:
+    if x.request_body == REQ_STREAM or x.upgrade or x.phase >= X_ANSWERING or c.sink or x.compensates:
         return NULL
     s = sink_open(w, c, SINK_LEFT)
     if s == NULL:

@@ -6,7 +6,7 @@ from gwcore._speedups.admission cimport admission_count, admission_end, limit_sa
 from gwcore._speedups.accesslog cimport log_exchange, log_refused
 from gwcore._speedups.answer cimport answer_error
 from gwcore._speedups.attempt cimport attempt_release
-from gwcore._speedups.body cimport body_skip
+from gwcore._speedups.body cimport body_request, body_skip
 from gwcore._speedups.buffer cimport buf_bytes, buf_give, queue_clear
 from gwcore._speedups.clients cimport client_enter
 from gwcore._speedups.collect cimport keep_close
@@ -19,8 +19,9 @@ from gwcore._speedups.copyanswer cimport copy_instead
 from gwcore._speedups.drill cimport drill_count
 from gwcore._speedups.histogram cimport histogram_cell
 from gwcore._speedups.fields cimport M_HEAD
+from gwcore._speedups.journal cimport journal_add
 from gwcore._speedups.ladder cimport ladder_falls, ladder_static
-from gwcore._speedups.outlist cimport out_reset
+from gwcore._speedups.outlist cimport out_reset, out_store
 from gwcore._speedups.permit cimport permit_cancel, permit_fail
 from gwcore._speedups.promise cimport promise_count
 from gwcore._speedups.queueing cimport queue_leave, wait_over
@@ -298,6 +299,25 @@ cdef uint32_t client_write_ms(const Exchange *x) noexcept nogil:
     return x.route.client_write_ms if x.route != NULL else x.plan.head.client_write_ms
 
 
+cdef bint kept_whole(Worker *w, Exchange *x) noexcept nogil:
+    """Is all of a request kept that is to be compensated? What waits of its body is taken in."""
+    cdef Conn *c = x.client
+    cdef size_t used = 0
+    cdef int reason = x.reason
+    if x.replay.bytes and not x.replay_lost and x.request_body == REQ_STREAM and c.input != NULL and not x.expects_continue:
+        out_reset(&w.out)
+        if body_request(w, x, buf_bytes(c.input), c.input.len, &w.out, &used) == RC_FAIL or out_store(&w.bufs, &w.out, &x.replay) != RC_OK:
+            x.reason = <unsigned short>reason
+            x.keep_alive = 0
+            x.replay_lost = 1
+        out_reset(&w.out)
+        conn_rest(w, c, buf_bytes(c.input) + used, c.input.len - used)
+    if x.replay.bytes and not x.replay_lost and x.request_body == REQ_DONE and x.body_seen <= x.ladder.compensate_bytes:
+        return True
+    w.lane.worker.compensations_lost += 1
+    return False
+
+
 cdef void exchange_fail(Worker *w, Exchange *x, int reason, bint close) noexcept nogil:
     """Refuse or give up, for `reason`. Nothing sent yet: an answer. Part of an answer sent: the connection is cut, never ended as if whole."""
     cdef Conn *c = x.client
@@ -323,7 +343,7 @@ cdef void exchange_fail(Worker *w, Exchange *x, int reason, bint close) noexcept
         x.keep_alive = 0
     out_reset(&w.out)
     x.status = <unsigned short>copy_instead(w, x, reason, &w.out)
-    if x.status == 0 and ladder_falls(x, reason) and ladder_static(w, x, &w.out):
+    if x.status == 0 and ladder_falls(x, reason) and (not x.compensates or kept_whole(w, x) and journal_add(w, x)) and ladder_static(w, x, &w.out):
         x.status = <unsigned short>x.ladder.status
     if x.status == 0:
         x.status = <unsigned short>answer_error(w, &w.out, x.plan.head, reason, not x.keep_alive, x.method == M_HEAD, x)

@@ -13,6 +13,7 @@ from gwcore._speedups.sessions cimport Letter, mail_take, mail_waits, session_ad
 from gwcore._speedups.shm cimport TlsCell, segment_store
 from gwcore._speedups.slab cimport slab_get
 from gwcore._speedups.store cimport SESSION_BYTES, SESSION_ID, store_get, store_put
+from gwcore._speedups.sys cimport close
 from gwcore._speedups.story cimport ASKED_DONE, ASKED_WAITS, Exchange
 from gwcore._speedups.tls cimport CLAIM_WON, LOOKUP_WANTED
 
@@ -110,6 +111,12 @@ cdef class Errands:
         if self.copies is None:
             self.copies = CopyStore.attach(fd, self.r.w.number)
             self.r.w.copies = &self.copies.own
+
+    def use_journal(self, fd: int, sync: bool) -> None:
+        """Append requests that are compensated to the empty file fd (the plane's from now on; -1 = none are)."""
+        if self.r.w.journal:
+            close(self.r.w.journal - 1)
+        self.r.w.journal, self.r.w.journal_bytes, self.r.w.journal_sync = fd + 1, 0, sync
 
     def ask_copies(self, writes: bool, asks: bool) -> None:
         """Is Redis written to, and may requests wait for copies from there? `on_copies` then gets lists of (kind, handle, epoch, key) from `drain`: 0 a request

@@ -175,6 +175,10 @@ cdef int forward_request(Worker *w, Exchange *x, Head *h, OutList *o, const char
         out_copy(o, b"\r\n", 2)
     if x.upgrade:
         upgrade_lines(x, o)
+    if x.compensates and not h.has_key:          # what is replayed later must be known as the same request
+        out_copy(o, b"Idempotency-Key: ", 17)
+        out_some(o, buf_bytes(x.note) + x.note_path_len, x.note_id_len)
+        out_copy(o, b"\r\n", 2)
     if x.te_trailers and x.route.trailers:
         out_copy(o, b"TE: trailers\r\nConnection: TE\r\n", 30)
     if x.early:

@@ -8,7 +8,7 @@ from libc.string cimport memcmp, memcpy, strlen
 from gwcore._speedups.breaker_cell cimport cell_state
 from gwcore._speedups.breaker_core cimport BRK_CLOSED
 from gwcore._speedups.buffer cimport BUF_HEAD, BUF_LONG, BUF_SMALL, Buf, buf_bytes, buf_give, buf_room, buf_space, buf_take
-from gwcore._speedups.fields cimport METHODS, METHOD_SIZE, M_HEAD, same_word
+from gwcore._speedups.fields cimport METHODS, METHOD_SIZE, M_DELETE, M_HEAD, M_PATCH, M_POST, M_PUT, same_word
 from gwcore._speedups.head cimport Field
 from gwcore._speedups.outlier cimport upstream_tick
 from gwcore._speedups.outlist cimport out_add, out_copy, out_number, out_some
@@ -40,6 +40,8 @@ cdef void ladder_begin(Worker *w, Exchange *x, const Head *h, size_t host_len) n
     cdef const Part *part
     cdef uint32_t i
     x.ladder = l
+    if l != NULL and l.queue and not x.client.sink:
+        x.compensates = h.method == M_POST or h.method == M_PUT or h.method == M_PATCH or h.method == M_DELETE
     if l == NULL or not l.keeps:
         return
     x.kept = buf_take(&w.bufs, BUF_SMALL - BUF_HEAD)

@@ -62,6 +62,9 @@ cdef struct Ladder:          # what a request may get, in order
     uint32_t usable_ms
     uint32_t copies          # a step serves copies: 1 after live, 2 before it
     uint32_t enforce         # the budget ends the live try though nothing follows it
+    uint32_t queue           # requests that may wait to be compensated; 0 = none is
+    uint32_t compensate_bytes    # of a body
+    uint32_t compensate_ttl_ms
 
 cdef struct Route:
     Str name

@@ -69,6 +69,27 @@ cdef void begin_refuse(Worker *w, Exchange *x, const char *at, size_t size, int 
     exchange_fail(w, x, reason, not kept or (reason_row(reason).side == 0 and reason != R_TOO_EARLY))    # that one is to ask again here
 
 
+cdef void begin_degrade(Worker *w, Exchange *x, const char *at, size_t size, const char *path, size_t path_len, int reason) noexcept nogil:
+    """The upstream is not asked. Of a request that is compensated, what it would have got is kept."""
+    cdef Head *h = &w.request
+    cdef size_t used = 0
+    if not x.compensates:
+        begin_refuse(w, x, at, size, reason)
+        return
+    out_reset(&w.out)
+    if forward_request(w, x, h, &w.out, path, path_len) == 0:
+        if x.request_body == REQ_STREAM and not x.expects_continue and body_request(w, x, at + h.size, size - h.size, &w.out, &used) == RC_FAIL:
+            out_reset(&w.out)
+            conn_rest(w, x.client, at + size, 0)
+            exchange_fail(w, x, x.reason, True)
+            return
+        if out_store(&w.bufs, &w.out, &x.replay) != RC_OK:
+            queue_clear(&w.bufs, &x.replay)
+    out_reset(&w.out)
+    conn_rest(w, x.client, at + h.size + used, size - h.size - used)
+    exchange_fail(w, x, reason, False)
+
+
 cdef void begin_proxy(Worker *w, Exchange *x, const char *at, size_t size, const char *path, size_t path_len) noexcept nogil:
     """Choose the upstream, take a connection, and send head and what is there of the body in one go."""
     cdef Head *h = &w.request
@@ -85,9 +106,6 @@ cdef void begin_proxy(Worker *w, Exchange *x, const char *at, size_t size, const
         return
     x.hash_target = target_pick(w, p, r).upstream
     x.upstream = <Upstream *>x.plan.upstreams[x.hash_target]
-    if ladder_holds(w, x):
-        begin_refuse(w, x, at, size, R_DEGRADE_REFUSED)
-        return
     x.idempotent = h.has_key or x.upstream.retry_methods >> h.method & 1
     x.hash = hash_of(w, x, h, plan_upstream(p, x.hash_target))
     if plan_upstream(p, x.hash_target).template_:
@@ -97,13 +115,16 @@ cdef void begin_proxy(Worker *w, Exchange *x, const char *at, size_t size, const
         if rc:
             begin_refuse(w, x, at, size, rc)
             return
+    if ladder_holds(w, x):
+        begin_degrade(w, x, at, size, path, path_len, R_DEGRADE_REFUSED)
+        return
     if gw_atomic_load(&w.segment.drilled) and drill_draws(w, x) and x.fault == FAULT_503:
-        begin_refuse(w, x, at, size, R_FAULT_INJECTED)
+        begin_degrade(w, x, at, size, path, path_len, R_FAULT_INJECTED)
         return
     while True:
         rc = RC_AGAIN if x.fault else attempt_take(w, x)         # what a drill has drawn takes nothing yet
         if rc == RC_FAIL and permit_refused(x):
-            begin_refuse(w, x, at, size, x.reason)
+            begin_degrade(w, x, at, size, path, path_len, x.reason)
             return
         out_reset(&w.out)
         head_rc = forward_request(w, x, h, &w.out, path, path_len)
@@ -120,7 +141,7 @@ cdef void begin_proxy(Worker *w, Exchange *x, const char *at, size_t size, const
                 conn_rest(w, x.client, at + size, 0)
                 exchange_fail(w, x, x.reason, True)
                 return
-        x.replay_lost = not x.idempotent
+        x.replay_lost = not (x.idempotent or x.compensates)
         replay_keep(w, x)
         rc = conn_send(w, x.up, &w.out)
         if rc == RC_FAIL and not x.up.cut:   # closed while idle; nothing was sent, so any request may go elsewhere

@@ -92,7 +92,7 @@ cdef void dispatched(Worker *w, Exchange *x, int rc) noexcept nogil:
 
 cdef bint worth_keeping(const Exchange *x) noexcept nogil:
     """May a request that is sent now have to be sent again?"""
-    return x.idempotent and (x.reused or (x.upstream.retry_extra and (x.upstream.retry_on & ON_SENT or x.upstream.hedge_ms)))
+    return x.compensates or x.idempotent and (x.reused or (x.upstream.retry_extra and (x.upstream.retry_on & ON_SENT or x.upstream.hedge_ms)))
 
 
 cdef int body_keep(Worker *w, Exchange *x) noexcept nogil:

@@ -101,6 +101,9 @@ cdef struct WorkerCell:
     uint64_t illegal_moves
     uint64_t tunnels_opened
     uint64_t detached        # exchanges without a client that ended
+    uint64_t compensations   # requests written to the journal
+    uint64_t compensations_overflow  # not, because as many as may wait do
+    uint64_t compensations_lost      # not, because they were not whole, or the disk refused
     uint64_t connections     # gauges from here
     uint64_t exchanges
     uint64_t upstream_connections
@@ -216,6 +219,7 @@ cdef struct Segment_:
     uint32_t drilled         # the same of `drills`
     Switch switches[32]
     Drill drills[4]
+    uint32_t owed[256]       # by upstream: requests in the journals that are not replayed; atomic
     uint64_t store_off       # of the store of sessions
     uint64_t breakers_off    # of the ring of their transitions; behind it the cells
 

@@ -265,6 +265,12 @@ cdef class Segment:
                 out[name] = {tier: row for tier, row in sla_words(counts).items() if any(row.values())}
         return out
 
+    def owe(self, upstream: str, change: int) -> None:
+        """So many more (fewer) requests to an upstream wait in the journals."""
+        cdef uint32_t slot = self.slot("upstream", upstream)
+        if change > 0 or <int>gw_atomic_load(&self.mem.owed[slot]) >= -change:
+            gw_atomic_add(&self.mem.owed[slot], change)
+
     def upstream_opens(self) -> dict[str, int]:
         """Connections opened so far, by upstream; cheap enough to be asked every second."""
         return {name: sum([segment_lane(self.mem, w).upstreams[slot].opens for w in range(self.mem.workers)])

@@ -139,6 +139,7 @@ cdef struct Exchange:
     uint8_t asked            # Asked
     uint8_t fault            # Fault: a drill makes it fail so
     uint8_t drill            # the drill's place in the segment
+    uint8_t compensates      # it is answered statically only when it stands in the journal
 
 cdef inline uint64_t by_deadline(const Exchange *x, uint64_t due_ms) noexcept nogil:
     """A time limit, or the deadline if that is sooner."""

@@ -13,6 +13,7 @@ cdef extern from "<sys/uio.h>" nogil:
     cdef struct iovec:
         void *iov_base
         size_t iov_len
+    ssize_t writev(int fd, const iovec *iov, int n)
 
 cdef extern from "<netinet/in.h>" nogil:
     ctypedef uint32_t socklen_t
@@ -72,6 +73,8 @@ cdef extern from "<unistd.h>" nogil:
     int dup(int fd)
     ssize_t read(int fd, void *buf, size_t size)
     ssize_t write(int fd, const void *buf, size_t size)
+    int fdatasync(int fd)
+    int ftruncate(int fd, off_t size)
     int getpid()
     int getpagesize()
     ssize_t pread(int fd, void *buf, size_t size, off_t offset)

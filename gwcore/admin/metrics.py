@@ -121,6 +121,16 @@ class SegmentCollector(Collector):
         yield from _tiers(snap["tiers"])
         yield from degrade.metrics(s)
         yield from drill.metrics(s)
+        owed = s.compensation.figures()
+        yield _family(
+            "gwcore_compensations_total",
+            "Requests answered statically, by what became of their compensation",
+            "outcome",
+            {k: v for k, v in owed.items() if k not in ("waiting", "dead")},
+        )
+        waiting = GaugeMetricFamily("gwcore_compensations_waiting", "Requests that wait to be sent to their upstream")
+        waiting.add_metric([], owed["waiting"])
+        yield waiting
         most = s.config.metrics.max_series // 2  # routes and upstreams share it by halves
         yield from _routes(fold(snap["routes"], most))
         upstreams = fold(snap["upstreams"], most)

@@ -55,6 +55,15 @@ def build_app(s: Supervisor) -> Starlette:
         result, code = resilience.force(s, request.query_params)
         return JSONResponse(result, code)
 
+    async def owed(_: Request) -> Response:
+        return JSONResponse(s.compensation.list())
+
+    async def settle(request: Request) -> Response:
+        if from_a_page(request):
+            return PlainTextResponse("a page in a browser may not settle what is owed\n", 403)
+        result, code = s.compensation.settle(request.path_params["what"], request.query_params)
+        return JSONResponse(result, code)
+
     async def switch(request: Request) -> Response:
         if from_a_page(request):
             return PlainTextResponse("a page in a browser may not degrade requests\n", 403)
@@ -121,6 +130,8 @@ def build_app(s: Supervisor) -> Starlette:
             Route("/breakers", guarded(breakers), methods=["POST"]),
             Route("/degrade", guarded(switch), methods=["POST"]),
             Route("/drill", guarded(drills), methods=["GET", "POST", "DELETE"]),
+            Route("/compensation", guarded(owed)),
+            Route("/compensation/{what}", guarded(settle), methods=["POST"]),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/sessions/forget", guarded(forget), methods=["POST"]),

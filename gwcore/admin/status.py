@@ -57,6 +57,7 @@ def build(s: Supervisor) -> dict[str, Any]:
         "tiers": snapshot["tiers"],
         "sla": degrade.status(s),
         "degrade": degrade.switches(s),
+        "compensation": s.compensation.figures(),
         "upstreams": snapshot["upstreams"],
         "endpoints": endpoints(s),
     }

@@ -68,6 +68,9 @@ class LadderWriter:
                 "on_status": sum(1 << (s - 500) for s in set(ladder.on_status)),
                 "copies": int(ladder.copies) << first,
                 "enforce": int(ladder.enforce),
+                "queue": ladder.compensate.queue if ladder.compensate and tier == "P2" else 0,
+                "compensate_bytes": ladder.compensate.body if ladder.compensate else 0,
+                "compensate_ttl_ms": round(ladder.compensate.ttl * 1000) if ladder.compensate else 0,
             }
         )
         return len(self.rows)

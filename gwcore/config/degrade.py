@@ -6,13 +6,13 @@ import difflib
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model_validator
 
 from gwcore.config.base import TOKEN, Model, check_headers
 from gwcore.config.tiers import NAMES
-from gwcore.config.units import Duration, format_duration
+from gwcore.config.units import Duration, Size, format_duration
 
 if TYPE_CHECKING:
     from gwcore.config.schema import Config
@@ -129,6 +129,30 @@ class Step(Model):
         return "live" if self.live else self.cache or "static"
 
 
+def parse_frequency(value: Any) -> float:
+    """Times a second from `10/s`, `60/m` or a number; ValueError otherwise."""
+    if isinstance(value, str) and (m := re.fullmatch(r"(\d+(?:\.\d+)?)\s*/\s*([smh])", value.strip())):
+        rate = float(m[1]) / {"s": 1, "m": 60, "h": 3600}[m[2]]
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        rate = float(value)
+    else:
+        raise ValueError(f"{value!r} is not a rate; write 10/s or 60/m")
+    if not 0 < rate <= 10_000:
+        raise ValueError(f"{value!r}: write a rate above 0 and at most 10000/s")
+    return rate
+
+
+class Compensate(Model):
+    queue: int = Field(1000, ge=1, le=1_000_000)
+    """Most requests that wait to be sent to one upstream. Beyond, clients get the error of the live try."""
+    ttl: Duration = Field(300.0, ge=1)
+    """What could not be sent by then becomes a dead letter."""
+    rate: Annotated[float, BeforeValidator(parse_frequency, json_schema_input_type=str)] = 10.0
+    """Most requests that are sent to one upstream in a time: `10/s`, `60/m`."""
+    body: Size = Field(64 << 10, ge=0, le=1 << 20)
+    """Requests with a larger body are not kept: their clients get the error of the live try. Head and body must fit into `buffers.replay` too."""
+
+
 class Ladder(Model):
     budget: Duration | None = Field(None, ge=0.01, le=3600)
     """By then the answer's head has left: of the live try when it came, else of a later step. Not above the tier's `latency`, which it is when not
@@ -144,6 +168,10 @@ class Ladder(Model):
     """Older ones than this are not served."""
     enforce: bool = False
     """P0 only: what has no answer within the budget gets 504 `deadline`."""
+
+    compensate: Compensate | None = None
+    """P2 only: POST, PUT, PATCH and DELETE that are answered statically are written to a journal (`compensation.dir`) before, and sent to
+    their upstream once it is well. Not given: they are not."""
 
     @field_validator("on_status")
     @classmethod
@@ -202,6 +230,13 @@ def check_ladder(ladder: Ladder, tier: str, latency: float, at: tuple[Any, ...],
             )
         elif tier == "P1" and step.kind == "static":
             error((*at, "steps", i), "P1 falls to copies, never to a static answer: remove static, or give the route tier P2")
+    if ladder.compensate and tier != "P2":
+        error(
+            (*at, "compensate"),
+            f"is for what is answered statically, which {tier} never is. Remove it, or give the route tier P2",
+        )
+    elif ladder.compensate and ladder.static is None:
+        error((*at, "compensate"), "there is no static step after which anything had to be compensated: add one, or remove this")
     if ladder.enforce and tier != "P0":
         error((*at, "enforce"), f"is for P0; the budget of {tier} ends the live try whenever another step can follow. Remove it")
     if ladder.budget is not None and ladder.budget > latency:
@@ -228,8 +263,28 @@ def read_static(static: Static, base: Path, at: tuple[Any, ...], error: Tell) ->
         error((*at, "file"), f"{path} {why}")
 
 
+def check_journal(config: Config, base: Path, error: Tell) -> None:
+    """The directory of the journals, and upstreams to which nothing can be sent later."""
+    path = config.compensation.dir
+    if path != "off" and not (base / path).is_dir():
+        error(("compensation", "dir"), f"there is no directory {(base / path).absolute()}; make it, for this user alone")
+    for i, route in enumerate(config.routes):
+        ladder = route.degrade or config.degrade.of(route.tier)
+        if route.respond is not None or ladder.compensate is None:
+            continue
+        for target in [route.upstream] if route.upstream else [x.upstream for x in route.targets]:
+            u = config.upstreams.get(target or "")
+            if u is not None and (u.tls is not None or u.proxy_protocol != "off"):
+                error(
+                    ("routes", i),
+                    f"upstream {target} is reached by TLS or with a PROXY header, to which nothing is sent later by this version: give the route "
+                    "a `degrade` without `compensate`",
+                )
+
+
 def check(config: Config, base: Path, error: Tell, warn: Tell) -> None:
     """Every ladder against its tier, and the files of static answers."""
+    check_journal(config, base, error)
     found: list[tuple[Ladder, str, tuple[Any, ...]]] = [(config.degrade.of(tier), tier, ("degrade", tier)) for tier in NAMES]
     for i, route in enumerate(config.routes):
         if route.degrade is None:
@@ -240,6 +295,8 @@ def check(config: Config, base: Path, error: Tell, warn: Tell) -> None:
         found.append((route.degrade, route.tier, ("routes", i, "degrade")))
     for ladder, tier, at in found:
         check_ladder(ladder, tier, config.tiers.of(tier).latency, at, error)
+        if ladder.compensate and config.compensation.dir == "off":
+            error((*at, "compensate"), "needs a journal: set compensation.dir to a directory on a disk")
         for n, step in enumerate(ladder.steps):
             if step.cache == "redis":
                 warn((*at, "steps", n), "copies in Redis are not served by the ladder of this version: the step is passed over")

@@ -14,7 +14,7 @@ from gwcore.config.cache import Cache
 from gwcore.config.certs import Material
 from gwcore.config.degrade import Degrade
 from gwcore.config.routes import Route
-from gwcore.config.tiers import Sla, Tiers
+from gwcore.config.tiers import Compensation, Sla, Tiers
 from gwcore.config.tls import ListenerTls, Redis, Tls
 from gwcore.config.units import Duration, Rate, Size, format_size
 from gwcore.config.upstreams import Upstream
@@ -48,7 +48,7 @@ class Listener(Model):
 
 class Admin(Model):
     address: Address = "127.0.0.1:9901"
-    """Of /metrics, /status, /status/events, /healthz, /readyz, /reload, /breakers, /cache, /cache/purge and /sessions/forget."""
+    """Of /metrics, /status, /status/events, /healthz, /readyz, /reload, /breakers, /cache, /compensation, /cache/purge and /sessions/forget."""
     token: str = ""
     """Asked for as `Authorization: Bearer …` when set; needed beyond loopback."""
 
@@ -279,6 +279,8 @@ class Config(Model):
     """What each tier promises: `{P1: {availability: 99.95%, latency: 500ms}}`."""
     sla: Sla = Sla()
     """How promises are watched."""
+    compensation: Compensation = Compensation()
+    """Where requests are kept that are to be sent later."""
     tier_header: TextOrOff = "off"
     """Field by which a trusted proxy chooses the tier of a request: P0, P1 or P2, such as `X-Gwcore-Tier`. `off` = none."""
     degrade: Degrade = Degrade()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -39,6 +39,14 @@ class Promise(Model):
 class Sla(Model):
     file: Annotated[str, BeforeValidator(lambda v: "off" if v is False else v, json_schema_input_type=str)] = "off"
     """File in which the figures of the windows (up to 30 days) outlive a restart; written once a minute and at the end. `off` = they begin anew."""
+
+
+class Compensation(Model):
+    dir: Annotated[str, BeforeValidator(lambda v: "off" if v is False else v, json_schema_input_type=str)] = "off"
+    """Directory of the journals of `degrade.*.compensate`, on a disk, for this gateway alone. `off` = nothing is compensated."""
+    sync: Annotated[Literal["off", "always"], BeforeValidator(lambda v: "off" if v is False else v)] = "off"
+    """`always`: a request is on the disk before its client is answered, which takes the disk's time on the worker's loop. `off`: it outlives
+    every process of the gateway, but not the machine's loss of power."""
 
 
 class Tiers(Model):

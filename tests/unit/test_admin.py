@@ -19,6 +19,7 @@ from gwcore.admin.endpoints import endpoints
 from gwcore.admin.figures import Opens, connection_figures
 from gwcore.admin.server import build_app
 from gwcore.cli import main
+from gwcore.compensation import Compensation
 from gwcore.config.load import load_text
 from gwcore.crew import Plan, Slot
 from gwcore.events import Events
@@ -54,10 +55,12 @@ def gateway():
             segment.slot("route", f"r{i}")
         segment.slot("upstream", "be")
         crew = SimpleNamespace(slots=[Slot(0, pid=11), Slot(1, pid=12)], plan=Plan(1, -1), elders=[], copies=None)
-        return Gateway(
+        g = Gateway(
             loaded=load_text(CONFIG % token), config=load_text(CONFIG % token).config, config_path="/etc/gw.yaml", segment=segment, breakers=Breakers(segment), events=Events(),
             crew=crew, discovery=SimpleNamespace(status=dict), tickets=SimpleNamespace(status=dict), certs=SimpleNamespace(status=list), health=SimpleNamespace(watched={}, tallies={}), state="serving", opens=Opens(), attainment=Attainment(), started=1.0, upgrades=0, reloads={"ok": 0, "refused": 0}, last_reload={}, reloaded=0, good=True,
         )  # fmt: skip
+        g.compensation = Compensation(g)
+        return g
 
     return make
 
