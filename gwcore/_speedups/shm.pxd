@@ -7,6 +7,7 @@ from gwcore._speedups.types cimport size_t, uint32_t, uint64_t
 from libc.stdint cimport uint8_t
 
 cdef enum:
+    SEGMENT_BYTES = 131072   # of Segment_, before the lanes
     ROUTE_CELLS = 2048       # of them the first are given out by identity, the last is "other"
     UPSTREAM_CELLS = 256
     ENDPOINT_CELLS = 2048
@@ -224,7 +225,7 @@ cdef struct Segment_:
     uint64_t breakers_off    # of the ring of their transitions; behind it the cells
 
 cdef inline Lane *segment_lane(Segment_ *s, uint32_t worker) noexcept nogil:
-    return <Lane *>(<char *>s + 65536) + worker
+    return <Lane *>(<char *>s + SEGMENT_BYTES) + worker
 
 cdef inline uint64_t segment_firsts(Segment_ *s, uint32_t slot) noexcept nogil:
     """First attempts at an upstream, of all workers so far."""

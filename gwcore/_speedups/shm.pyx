@@ -38,7 +38,7 @@ cdef extern from * nogil:
 
 assert <int>BREAKERS == <int>UPSTREAM_CELLS + <int>ENDPOINT_CELLS
 assert len(CLOSE_WORDS) == CLOSE_REASONS and sizeof((<UpstreamCell *>NULL).closed) == CLOSE_REASONS * sizeof(uint64_t)
-assert <int>R_COUNT <= <int>REASON_CELLS and sizeof(Segment_) <= 65536
+assert <int>R_COUNT <= <int>REASON_CELLS and sizeof(Segment_) <= <size_t>SEGMENT_BYTES
 
 
 cdef void segment_breaker(Segment_ *s, uint32_t process, uint32_t which, BreakerView *out) noexcept nogil:
@@ -87,7 +87,7 @@ cdef class Segment:
         if not 1 <= workers <= 1024:
             raise ValueError("workers must be from 1 to 1024")
         fd = os.memfd_create("gwcore-segment", os.MFD_CLOEXEC)
-        at = (65536 + sizeof(Lane) * workers + 4095) & ~4095
+        at = (SEGMENT_BYTES + sizeof(Lane) * workers + 4095) & ~4095
         store = at + ((sizeof(BreakerEvents) + sizeof(BreakerCell) * <int>BREAKERS + 4095) & ~4095)
         os.ftruncate(fd, store + store_bytes(sessions))
         s = Segment.attach(fd, fresh=True)
