@@ -36,6 +36,7 @@ PLAIN = 12  # bytes of it before what `size` and the sum count
 MAGIC = b"gwj1"
 LONGEST = 4 << 20  # of a record; beyond, it is none
 LOOK_S = 0.25
+REST_S = 5.0  # while no route compensates
 TRIAL_S = 1.0  # between attempts at an upstream whose breaker only now lets somebody try
 BACKOFF_S = (1.0, 60.0)
 CONNECT_S, ANSWER_S = 5.0, 30.0
@@ -340,7 +341,7 @@ class Compensation:
             for upstream, group in self.waiting.items():
                 if group and upstream not in self.senders:
                     self.senders[upstream] = asyncio.get_running_loop().create_task(self.send_all(upstream))
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(REST_S if self.where is None else LOOK_S)
 
     def expire(self) -> None:
         now = time.time()
