@@ -279,7 +279,10 @@ def test_a_chunk_of_an_answer_may_be_of_any_size(upstream):
 
 def test_without_memory_for_it_a_request_is_told_so(echo):
     """buffers.total is used up: by long heads that never end, then by short ones."""
-    with plane(proxy_config(echo.address, extra="buffers: {total: 1MiB}\ntimeouts: {header: 10m}\n")) as p, contextlib.ExitStack() as stack:
+    with (
+        plane(proxy_config(echo.address, extra="buffers: {total: 1MiB}\ntimeouts: {header: 10m}\n")) as p,
+        contextlib.ExitStack() as stack,
+    ):
 
         def begun(n: int) -> bool:
             s = stack.enter_context(p.connect())
