@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint32_t
 from gwcore._speedups.collect cimport Keep, keep_asked, keep_of, keep_open
 from gwcore._speedups.conn cimport conn_rest, conn_send
 from gwcore._speedups.copies cimport Copy, CopyKey, copy_key
-from gwcore._speedups.copyanswer cimport COPY_CHECK, COPY_STRICT, copy_age_s, copy_lookup, copy_stands, copy_write, key_write
+from gwcore._speedups.copyanswer cimport COPY_CHECK, COPY_STRICT, copy_age_s, copy_lookup, copy_stands, copy_usable, copy_write, key_write
 from gwcore._speedups.detached cimport detached_begin, detached_leave
 from gwcore._speedups.ends cimport answered
 from gwcore._speedups.fields cimport F_AUTHORIZATION, F_COOKIE, F_HOP_LAST, F_OTHER, M_DELETE, M_GET, M_HEAD, M_PATCH, M_POST, M_PUT, same_word
@@ -92,15 +92,15 @@ cdef bint cached_begin(Worker *w, Exchange *x, const char *at, size_t size, cons
         cached_answer(w, x, c, at, size, asked, asked_len)
         return True
     level = ladder_level(w, x) if c != NULL and x.ladder != NULL and x.ladder.copies == 2 else 0
-    if level and (ignore or not said.no_cache) and serves(w, x, c):            # the steps of the ladder as they are written: copies come before live
+    if level and (ignore or not said.no_cache) and copy_usable(x, c, w.now_ms):            # the steps of the ladder as they are written: copies come before live
         x.cached, x.degraded = CACHE_STALE, DEGRADED_CACHE
         if level != LEVEL_SWITCHED and c.meta.stored_ms + x.ladder.fresh_ms <= w.now_ms:
-            refresh_once(w, x, path, path_len, &url_at, asked, asked_len)
+            refresh(w, x, path, path_len, key_len, url_at, asked, asked_len)
         cached_answer(w, x, c, at, size, asked, asked_len)
         return True
     if c != NULL and c.meta.revalidate_ms > w.now_ms and (ignore or not said.no_cache and said.max_age < 0 and said.min_fresh < 0):
         x.cached = CACHE_STALE
-        refresh_once(w, x, path, path_len, &url_at, asked, asked_len)
+        refresh(w, x, path, path_len, key_len, url_at, asked, asked_len)
         cached_answer(w, x, c, at, size, asked, asked_len)
         return True
     if said.only_if_cached and not ignore:
@@ -110,19 +110,13 @@ cdef bint cached_begin(Worker *w, Exchange *x, const char *at, size_t size, cons
     if said.no_store and not ignore:
         x.cached = CACHE_BYPASS
         return False
-    key_len = key_write(w, x, h, path, path_len, &url_at)
     k = keep_open(w, x, key_len, url_at, asked, asked_len)
     if k != NULL:
         k.fallback = c != NULL and not said.no_cache
         k.secret = credentials(x, h)
-        if k.fallback and x.ladder != NULL and x.ladder.copies and x.tier and c.meta.stored_ms + x.ladder.usable_ms > w.now_ms + x.ladder.budget_ms:
+        if k.fallback and x.ladder != NULL and copy_usable(x, c, w.now_ms + x.ladder.budget_ms):
             x.deadline_ms = w.now_ms + x.ladder.budget_ms            # then the copy is sent: see cached_late
     return False
-
-
-cdef bint serves(Worker *w, const Exchange *x, const Copy *c) noexcept nogil:
-    """May the ladder send this copy in place of a live answer that was not even asked for?"""
-    return x.tier != 0 and not c.meta.flags & (COPY_CHECK | COPY_STRICT) and c.meta.stored_ms + x.ladder.usable_ms > w.now_ms
 
 
 cdef bint cached_late(Worker *w, Exchange *x) noexcept nogil:
@@ -145,15 +139,6 @@ cdef bint cached_late(Worker *w, Exchange *x) noexcept nogil:
     return True
 
 
-cdef void refresh_once(Worker *w, Exchange *x, const char *path, size_t path_len, uint32_t *url_at, const char *asked, uint32_t asked_len) noexcept nogil:
-    """Fetch the answer anew, unless somebody is at it."""
-    cdef CopyKey key
-    cdef uint32_t key_len = key_write(w, x, &w.request, path, path_len, url_at)
-    copy_key(w.copies, &key, w.key, key_len)
-    if x.method == M_GET and lease_take(w.copies, &key, w.now_ms + REFRESH_MS, w.now_ms) == LEASE_TAKEN:
-        refresh(w, x, path, path_len, key_len, url_at[0], asked, asked_len)
-
-
 cdef void cached_answer(Worker *w, Exchange *x, const Copy *c, const char *at, size_t size, const char *asked, uint32_t asked_len) noexcept nogil:
     out_reset(&w.out)
     x.status = <unsigned short>copy_write(w, x, c, &w.out, asked, asked_len)
@@ -174,18 +159,20 @@ cdef void whole(Head *h) noexcept nogil:
 
 
 cdef void refresh(Worker *w, Exchange *x, const char *path, size_t path_len, uint32_t key_len, uint32_t url_at, const char *asked, uint32_t asked_len) noexcept nogil:
-    """Fetch the answer anew for those who ask later. The lease is ours, and goes with the exchange that does it."""
+    """Fetch the answer anew for those who ask later, unless somebody is at it. The lease goes with the exchange that does it. The base key still
+    stands in w.key: a look-up writes behind it only."""
     cdef Exchange *d
     cdef Keep *k = NULL
     cdef CopyKey key
+    copy_key(w.copies, &key, w.key, key_len)
+    if x.method != M_GET or lease_take(w.copies, &key, w.now_ms + REFRESH_MS, w.now_ms) != LEASE_TAKEN:
+        return
     whole(&w.request)
     d = detached_begin(w, x, path, path_len)
     if d != NULL:
-        key_len = key_write(w, x, &w.request, path, path_len, &url_at)
         k = keep_open(w, d, key_len, url_at, asked, asked_len)
     if k != NULL:
         k.secret = credentials(x, &w.request)
         k.lease = 1
         return
-    copy_key(w.copies, &key, w.key, key_len)
     lease_give(w.copies, &key)

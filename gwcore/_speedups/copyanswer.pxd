@@ -19,5 +19,9 @@ cdef const Copy *copy_stands(Worker *w, const Exchange *x) noexcept nogil
 cdef int copy_instead(Worker *w, Exchange *x, int reason, OutList *o) noexcept nogil
 cdef const char *line_value(const char *at, uint32_t size, uint32_t *pos, const char *lower, size_t n, uint32_t *len_) noexcept nogil
 
+cdef inline bint copy_usable(const Exchange *x, const Copy *c, uint64_t at_ms) noexcept nogil:
+    """May the ladder, which there is, send this copy at that time in place of a live answer? P0 gets none."""
+    return x.tier != 0 and x.ladder.copies != 0 and not c.meta.flags & (COPY_CHECK | COPY_STRICT) and c.meta.stored_ms + x.ladder.usable_ms > at_ms
+
 cdef inline uint64_t copy_age_s(const Worker *w, const Copy *c) noexcept nogil:
     return c.meta.age_s + (w.now_ms - min(w.now_ms, c.meta.stored_ms)) // 1000

@@ -312,11 +312,7 @@ cdef const Copy *copy_stands(Worker *w, const Exchange *x) noexcept nogil:
     c = copy_lookup(w, k.key_len, keep_asked(k), k.asked_len, &varies)
     if c == NULL or c.meta.flags & COPY_CHECK:
         return NULL
-    if c.meta.error_ms > w.now_ms:
-        return c
-    if x.ladder != NULL and x.ladder.copies and not c.meta.flags & COPY_STRICT and c.meta.stored_ms + x.ladder.usable_ms > w.now_ms:
-        return c
-    return NULL
+    return c if c.meta.error_ms > w.now_ms or x.ladder != NULL and copy_usable(x, c, w.now_ms) else NULL
 
 
 cdef int copy_instead(Worker *w, Exchange *x, int reason, OutList *o) noexcept nogil:

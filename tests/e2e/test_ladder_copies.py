@@ -16,6 +16,7 @@ class Origin:
 
     def __init__(self, make: Make):
         self.mode, self.asked, self.go = "well", 0, threading.Event()
+        self.control = b"max-age=1"
         self.up = make(self.serve)
 
     def serve(self, c: Conversation) -> None:
@@ -28,7 +29,7 @@ class Origin:
                 continue
             if self.mode == "slow":
                 self.go.wait(20)
-            c.send(b"HTTP/1.1 200 OK\r\nCache-Control: max-age=1\r\nContent-Length: %d\r\n\r\n%s" % (len(n), n))
+            c.send(b"HTTP/1.1 200 OK\r\nCache-Control: %s\r\nContent-Length: %d\r\n\r\n%s" % (self.control, len(n), n))
 
 
 def config(o: Origin, steps: str = "[{cache: local}, live]", tier: str = "P1") -> str:
@@ -97,6 +98,18 @@ def test_a_late_live_try_runs_on_and_is_kept(upstream: Make):
         assert ask(p).body == b"2" and o.asked == 2
         p.at_rest()
         assert outcomes(p).get("degraded") == 1
+
+
+def test_a_late_live_try_is_waited_for_where_no_copy_may_be_stale(upstream: Make):
+    o = Origin(upstream)
+    o.control = b"max-age=1, must-revalidate"
+    with plane(config(o)) as p:
+        aged(p, o)
+        o.mode = "slow"
+        threading.Timer(0.6, o.go.set).start()
+        r = ask(p)
+        assert (r.status, r.body) == (200, b"2")
+        p.at_rest()
 
 
 def test_from_level_1_or_by_hand_copies_come_first(upstream: Make):
