@@ -42,6 +42,17 @@ cdef bint note_copy(Worker *w, Exchange *to, const Exchange *x) noexcept nogil:
     return True
 
 
+cdef void exchange_like(Worker *w, Exchange *y, const Exchange *x, Conn *client) noexcept nogil:
+    """Make y, which was just taken, the same request as x, on another connection of its client, with nothing tried or sent."""
+    y.client, y.plan, y.route, y.upstream = client, x.plan, x.route, x.upstream
+    y.plan.refs += 1
+    y.origin = x.origin
+    y.start_us = x.start_us
+    y.method, y.http10, y.te_trailers = x.method, x.http10, x.te_trailers
+    y.tier, y.early = x.tier, x.early
+    w.lane.worker.exchanges += 1
+
+
 cdef Exchange *detached_begin(Worker *w, Exchange *x, const char *path, size_t path_len) noexcept nogil:
     """Send the request that x began with once more, for nobody. Its head, without a body, is still in w.request; path is what the router saw.
     NULL: it could not begin, or is over already. What of the head is to reach the upstream is marked in it, so x itself is not proxied any more."""
@@ -88,17 +99,12 @@ cdef Exchange *detached_leave(Worker *w, Exchange *x) noexcept nogil:
             slab_give(&w.exchanges, y)
         conn_close(w, s)
         return NULL
-    y.client, y.plan, y.route, y.upstream = c, x.plan, x.route, x.upstream
-    y.plan.refs += 1
-    y.origin = x.origin
-    y.start_us, y.bytes_in = x.start_us, x.bytes_in
-    y.method, y.http10, y.te_trailers, y.keep_alive = x.method, x.http10, x.te_trailers, x.keep_alive
-    y.tier, y.body_limit, y.early = x.tier, x.body_limit, x.early
+    exchange_like(w, y, x, c)
+    y.bytes_in, y.keep_alive, y.body_limit = x.bytes_in, x.keep_alive, x.body_limit
     y.ladder, y.kept = x.ladder, x.kept
     y.fault, y.drill, y.drill_serial = x.fault, x.drill, x.drill_serial
     x.ladder, x.kept = NULL, NULL
     c.exchange = y
-    w.lane.worker.exchanges += 1
     conn_move(w, s, C_BUSY)
     s.exchange = x
     x.client, x.keep_alive = s, 0

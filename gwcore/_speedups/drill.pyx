@@ -9,7 +9,7 @@ from gwcore._speedups.shm cimport (
     DRILLS, DRILL_COPY, DRILL_LEFT, DRILL_LIVE, DRILL_REFUSED, DRILL_STATIC, FAULT_503, FAULT_SLOW, FAULT_TIMEOUT, Drill, gw_atomic_add, gw_atomic_load,
     gw_atomic_load64, gw_atomic_win,
 )
-from gwcore._speedups.story cimport DEGRADED_STATIC, by_deadline, deadline_over
+from gwcore._speedups.story cimport DEGRADED_STATIC, answer_us, by_deadline, deadline_over, has_failed
 
 cdef enum:
     BIT_503 = 3              # of on_status, which counts from 500
@@ -62,13 +62,12 @@ cdef void drill_count(Worker *w, const Exchange *x, uint64_t us) noexcept nogil:
         return
     if x.degraded:
         end = DRILL_STATIC if x.degraded == DEGRADED_STATIC else DRILL_COPY
-    elif x.reason or x.status >= 500 or x.status < 200:
+    elif has_failed(x):
         end = DRILL_REFUSED
         gw_atomic_add(&d.refused[x.reason], 1)
     else:
         end = DRILL_LIVE
-    if x.first_byte_us and not x.degraded and not x.reason:
-        us = x.first_byte_us - x.start_us
+    us = answer_us(x, us)
     late = us > <uint64_t>x.plan.head.latency_ms[x.tier] * 1000
     lost = x.reason != 0 and end == DRILL_REFUSED and x.ladder != NULL and (x.ladder.status != 0 or x.ladder.copies != 0) \
         and (x.fault != FAULT_503 or x.ladder.on_status >> BIT_503 & 1)

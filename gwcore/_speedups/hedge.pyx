@@ -13,7 +13,7 @@ from gwcore._speedups.budget cimport budget_due, budget_fold, budget_give, budge
 from gwcore._speedups.buffer cimport queue_clear
 from gwcore._speedups.conn cimport C_BUSY, NEVER_MS, SINK_HEDGE, Conn, conn_arm, conn_close, conn_move
 from gwcore._speedups.deadline cimport request_copy
-from gwcore._speedups.detached cimport sink_open
+from gwcore._speedups.detached cimport exchange_like, sink_open
 from gwcore._speedups.ends cimport client_end
 from gwcore._speedups.histogram cimport histogram_quantile_us
 from gwcore._speedups.outlist cimport out_reset, out_store
@@ -61,17 +61,13 @@ cdef Exchange *twin_new(Worker *w, Exchange *x) noexcept nogil:
         conn_close(w, s)
         return NULL
     out_reset(&w.out)
-    y.client, y.plan, y.route, y.upstream, y.endpoint = s, x.plan, x.route, x.upstream, x.endpoint
-    y.plan.refs += 1
-    y.origin = x.origin
+    exchange_like(w, y, x, s)
+    y.endpoint = x.endpoint
     y.head_at, y.head_skip = x.head_at, x.head_skip
     y.pool_key, y.hash, y.hash_target = x.pool_key, x.hash, x.hash_target
-    y.start_us, y.deadline_ms = x.start_us, x.deadline_ms
-    y.method, y.http10, y.te_trailers, y.request_kind = x.method, x.http10, x.te_trailers, x.request_kind
-    y.tier, y.early, y.hop = x.tier, x.early, x.hop
+    y.deadline_ms, y.request_kind, y.hop = x.deadline_ms, x.request_kind, x.hop
     y.idempotent, y.attempts, y.stale_used = 1, 1, 1
     y.retries = x.retries + 1
-    w.lane.worker.exchanges += 1
     conn_move(w, s, C_BUSY)
     s.exchange = y
     conn_arm(w, s, w.now_ms + NEVER_MS)

@@ -9,6 +9,7 @@ from gwcore._speedups.head cimport Field
 from gwcore._speedups.plan cimport PlanHead, plan_text
 from gwcore._speedups.reasons cimport SIDE_CLIENT, reason_row
 from gwcore._speedups.shm cimport SLA_DEGRADED, SLA_FAILED, SLA_LATE, SLA_MET, SLA_OUTCOMES
+from gwcore._speedups.story cimport answer_us, has_failed
 
 
 cdef void promise_count(Worker *w, const Exchange *x, RouteCell *cell, uint64_t us) noexcept nogil:
@@ -19,10 +20,10 @@ cdef void promise_count(Worker *w, const Exchange *x, RouteCell *cell, uint64_t 
         return
     if x.degraded:
         outcome = SLA_DEGRADED if us <= most else SLA_LATE
-    elif x.reason or x.status >= 500 or x.status < 200:
+    elif has_failed(x):
         outcome = SLA_FAILED
     else:
-        outcome = SLA_MET if (x.first_byte_us - x.start_us if x.first_byte_us else us) <= most else SLA_LATE
+        outcome = SLA_MET if answer_us(x, us) <= most else SLA_LATE
     cell.sla[x.tier * <uint32_t>SLA_OUTCOMES + outcome] += 1
 
 

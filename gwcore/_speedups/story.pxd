@@ -145,5 +145,13 @@ cdef inline uint64_t by_deadline(const Exchange *x, uint64_t due_ms) noexcept no
     """A time limit, or the deadline if that is sooner."""
     return x.deadline_ms if x.deadline_ms and x.deadline_ms < due_ms else due_ms
 
+cdef inline bint has_failed(const Exchange *x) noexcept nogil:
+    """Is it no answer as its client wanted it? Of one that is over, and was not degraded."""
+    return x.reason != 0 or x.status >= 500 or x.status < 200
+
+cdef inline uint64_t answer_us(const Exchange *x, uint64_t us) noexcept nogil:
+    """When the answer came: its head, where it is the upstream's; us, when the exchange ended, where it is the gateway's own."""
+    return x.first_byte_us - x.start_us if x.first_byte_us and not x.degraded and not x.reason else us
+
 cdef inline bint deadline_over(const Worker *w, const Exchange *x) noexcept nogil:
     return x.deadline_ms != 0 and w.now_ms >= x.deadline_ms
