@@ -7,7 +7,6 @@ does, after `redis.deadline` the request goes on without. What is found goes int
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import time
 from collections import deque
@@ -17,21 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 from gwcore import copies_wire
 from gwcore.config.cache import shared
+from gwcore.redis_mail import WRITE_S, RedisMail
 
 if TYPE_CHECKING:
     from gwcore._speedups.plane import Plane
     from gwcore.config.schema import Config
 
 ASK, KEEP, GONE = range(3)
-MISSED = 5  # look-ups in a row without an answer, and nobody asks for REST_S
-REST_S = 1.0
 FLIGHTS = 128  # look-ups under way at once
 QUEUE = 1024  # copies that wait to be written
 QUEUE_BYTES = 16 << 20
 BATCH = 32
 BATCH_BYTES = 1 << 20
-GATHER_S = 0.005  # until a batch is written
-WRITE_S = 2.0  # most time for writing one batch
 ASIDE = 64 << 10  # larger bodies are deflated and inflated in a thread
 LONGEST_S = 86400  # a copy that never ends lives so long in Redis
 PURGE_S = 30.0
@@ -74,22 +70,16 @@ class Write:
     found: dict[str, Any] | None
 
 
-class SharedCopies:
+class SharedCopies(RedisMail):
     """Serves the letters of one plane. `use` at every commit, `stop` at the end; all of it in the plane's loop."""
 
+    settings: Settings | None
+
     def __init__(self, plane: Plane):
-        self.plane = plane
-        self.loop = asyncio.get_running_loop()
-        self.settings: Settings | None = None
-        self.client: Any = None
-        self.missed = 0
+        super().__init__(plane)
         self.asked: dict[bytes, list[int]] = {}  # who waits for which key
-        self.tasks: set[asyncio.Task[Any]] = set()
         self.queue: deque[Write] = deque()
         self.queued = 0  # bytes
-        self.written = asyncio.Event()
-        self.writer: asyncio.Task[None] | None = None
-        self.rest: asyncio.TimerHandle | None = None
 
     def use(self, given: dict[str, Any] | None) -> None:
         """Follow these settings from now on; None = share nothing."""
@@ -97,42 +87,24 @@ class SharedCopies:
         if wanted == self.settings:
             return
         self.stop()
-        self.settings = wanted
         if wanted is None:
             return
-        from gwcore.redis_client import connect
-
-        self.client = connect(wanted.url, wanted.cluster, WRITE_S)
-        self.missed = 0
+        self.open(wanted)
         self.plane.on_copies = self.letters
-        self.writer = self.loop.create_task(self.write())
-        self.plane.ask_copies(True, True)
+        self.asking(True)
 
     def stop(self) -> None:
         """Ask and write no more; requests that wait go on."""
         self.plane.ask_copies(False, False)
         self.plane.on_copies = None
-        for task in (*self.tasks, self.writer):
-            if task is not None:
-                task.cancel()
-        if self.rest is not None:
-            self.rest.cancel()
         self.queue.clear()
         self.queued = 0
         for key in list(self.asked):
             self.go_on(key, "skipped")
-        self.settings = self.writer = self.rest = None
-        if self.client is not None:
-            from gwcore.redis_client import close
+        self.close()
 
-            self.start(close(self.client))
-            self.client = None
-
-    def start(self, work: Any) -> asyncio.Task[Any]:
-        task: asyncio.Task[Any] = self.loop.create_task(work)
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
-        return task
+    def asking(self, on: bool) -> None:
+        self.plane.ask_copies(True, on)
 
     def letters(self, letters: list[tuple[int, int, int, bytes]]) -> None:
         """What the data plane has to say: (kind, handle, epoch, key)."""
@@ -180,9 +152,7 @@ class SharedCopies:
                 packed: bytes | None = await self.client.get(self.name(key))
                 answered = packed is not None and await self.take_over(epoch, key, packed)
         except Exception:  # whatever a server or a network may do, requests go on
-            self.missed += 1
-            if self.missed >= MISSED:
-                self.rest_for_a_while()
+            self.unanswered()
             return "errors"
         finally:
             if self.plane.copies is not None:
@@ -203,17 +173,6 @@ class SharedCopies:
         if found["keep_ms"] and found["keep_ms"] <= now:
             return False
         return bool(self.plane.copies.keep(found, epoch, now) == "stored")
-
-    def rest_for_a_while(self) -> None:
-        """Redis does not answer: no request waits for it."""
-        if self.rest is None and self.settings is not None:
-            self.plane.ask_copies(True, False)
-            self.rest = self.loop.call_later(REST_S, self.try_again)
-
-    def try_again(self) -> None:
-        self.rest = None
-        self.missed = MISSED - 1
-        self.plane.ask_copies(True, True)
 
     # ---- writing ----
 
@@ -241,23 +200,8 @@ class SharedCopies:
             out.append(w)
         return out
 
-    async def write(self) -> None:
-        """Batch by batch, for ever. What cannot be written is lost, and counted."""
-        with contextlib.suppress(Exception):  # make the first connection before a request needs it
-            async with asyncio.timeout(WRITE_S):
-                await self.client.initialize()
-                await self.client.ping()
-        while True:
-            await self.written.wait()
-            self.written.clear()
-            await asyncio.sleep(GATHER_S)
-            while batch := self.batch():
-                try:
-                    async with asyncio.timeout(WRITE_S):
-                        await self.send(batch)
-                except Exception:
-                    self.plane.copies.count_redis("dropped", len(batch))
-                    await asyncio.sleep(REST_S / 4)
+    def dropped(self, n: int) -> None:
+        self.plane.copies.count_redis("dropped", n)
 
     async def send(self, batch: list[Write]) -> None:
         copies = self.plane.copies

@@ -15,14 +15,13 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gwcore._speedups import crypto
+from gwcore.redis_mail import RedisMail
 
 if TYPE_CHECKING:
     from gwcore._speedups.plane import Plane
     from gwcore.config.schema import Config
 
 ASK, KEEP, EXTEND, CLAIM = range(4)
-MISSED = 5  # look-ups in a row without an answer, and nobody asks for REST_S
-REST_S = 1.0
 FLIGHTS = 64  # look-ups under way at once, each of several handshakes
 BUSY = (
     2  # so many under way, and what comes waits to be asked for together, for JOIN_S at the most: 10 us a session instead of 50
@@ -31,8 +30,6 @@ JOIN_S = 0.001
 WAITING = 1024  # handshakes that wait for a flight
 QUEUE = 4096  # sessions that wait to be written
 BATCH = 128
-GATHER_S = 0.005  # until a batch is written: alone, a write costs more than the handshake, and who comes again sooner is not known elsewhere
-WRITE_S = 2.0  # most time for writing one batch
 
 
 @lru_cache(maxsize=4)
@@ -80,22 +77,16 @@ class Settings:
     key: bytes
 
 
-class SharedSessions:
+class SharedSessions(RedisMail):
     """Serves the letters of one plane. `use` at every commit, `stop` at the end; all of it in the plane's loop."""
 
+    settings: Settings | None
+
     def __init__(self, plane: Plane):
-        self.plane = plane
-        self.loop = asyncio.get_running_loop()
-        self.settings: Settings | None = None
-        self.client: Any = None
-        self.missed = 0
-        self.flights: set[asyncio.Task[Any]] = set()
+        super().__init__(plane)
         self.joining: asyncio.TimerHandle | None = None
         self.waiting: deque[Asked] = deque()
         self.queue: deque[tuple[int, int, bytes]] = deque()
-        self.written = asyncio.Event()
-        self.writer: asyncio.Task[None] | None = None
-        self.rest: asyncio.TimerHandle | None = None
 
     def use(self, given: dict[str, Any] | None) -> None:
         """Follow these settings from now on; None = share nothing."""
@@ -103,37 +94,26 @@ class SharedSessions:
         if wanted == self.settings:
             return
         self.stop()
-        self.settings = wanted
         if wanted is None:
             return
-        from gwcore.redis_client import connect
-
-        self.client = connect(wanted.url, wanted.cluster, WRITE_S)
-        self.missed = 0
+        self.open(wanted)
         self.plane.on_letters = self.letters
-        self.writer = self.loop.create_task(self.write())
-        self.plane.ask_redis(True)
+        self.asking(True)
 
     def stop(self) -> None:
         """Ask and write no more; handshakes that wait go on."""
-        self.plane.ask_redis(False)
         self.plane.on_letters = None
-        for task in (*self.flights, self.writer):
-            if task is not None:
-                task.cancel()
-        for timer in (self.rest, self.joining):
-            if timer is not None:
-                timer.cancel()
+        if self.joining is not None:
+            self.joining.cancel()
+            self.joining = None
         self.queue.clear()
-        self.skip()
-        self.settings = self.writer = self.rest = self.joining = None
-        if self.client is not None:
-            from gwcore.redis_client import close
+        self.asking(False)
+        self.close()
 
-            task = self.loop.create_task(close(self.client))
-            self.flights.add(task)
-            task.add_done_callback(self.flights.discard)
-            self.client = None
+    def asking(self, on: bool) -> None:
+        self.plane.ask_redis(on)
+        if not on:
+            self.skip()
 
     def letters(self, letters: list[tuple[int, int, int, bytes]]) -> None:
         """What the data plane has to say."""
@@ -154,13 +134,11 @@ class SharedSessions:
 
     def fly(self) -> None:
         """Ask for those who wait, unless it is better to wait for more."""
-        while self.waiting and len(self.flights) < FLIGHTS:
-            if len(self.flights) >= BUSY and self.loop.time() - self.waiting[0].since < JOIN_S:
+        while self.waiting and len(self.tasks) < FLIGHTS:
+            if len(self.tasks) >= BUSY and self.loop.time() - self.waiting[0].since < JOIN_S:
                 break
             asked = [self.waiting.popleft() for _ in range(min(BATCH, len(self.waiting)))]
-            flight = self.loop.create_task(self.look_up(asked))
-            self.flights.add(flight)
-            flight.add_done_callback(partial(self.landed, asked))
+            self.start(self.look_up(asked)).add_done_callback(partial(self.landed, asked))
         if self.waiting and self.joining is None:
             self.joining = self.loop.call_later(JOIN_S, self.joined)
 
@@ -176,7 +154,6 @@ class SharedSessions:
             what = self.take(a.session, found[i], a.ttl_s) if found else "errors"
             self.plane.count_redis(what, now - a.since)
             self.plane.resume(a.handle, a.claim and what == "hits")
-        self.flights.discard(flight)
         self.fly()
 
     def skip(self, n: int = WAITING * 2) -> None:
@@ -199,9 +176,7 @@ class SharedSessions:
             async with asyncio.timeout_at(asked[0].since + self.settings.deadline):
                 found = await self.read(asked)
         except Exception:  # whatever a server or a network may do, handshakes go on
-            self.missed += 1
-            if self.missed >= MISSED:
-                self.rest_for_a_while()
+            self.unanswered()
             return []
         self.missed = 0
         return found
@@ -231,38 +206,13 @@ class SharedSessions:
             return "errors"
         return "hits" if good else "errors"
 
-    def rest_for_a_while(self) -> None:
-        """Redis does not answer: no handshake waits for it."""
-        if self.rest is None:
-            self.plane.ask_redis(False)
-            self.skip()
-            self.rest = self.loop.call_later(REST_S, self.try_again)
-
-    def try_again(self) -> None:
-        self.rest = None
-        self.missed = MISSED - 1
-        self.plane.ask_redis(True)
-
     # ---- writing ----
 
-    async def write(self) -> None:
-        """Batch by batch, for ever. What cannot be written is lost, and counted."""
-        with contextlib.suppress(Exception):  # make the first connection before a handshake needs it
-            async with asyncio.timeout(WRITE_S):
-                await self.client.initialize()
-                await self.client.ping()
-        while True:
-            await self.written.wait()
-            self.written.clear()
-            await asyncio.sleep(GATHER_S)
-            while self.queue:
-                batch = [self.queue.popleft() for _ in range(min(BATCH, len(self.queue)))]
-                try:
-                    async with asyncio.timeout(WRITE_S):
-                        await self.send(batch)
-                except Exception:
-                    self.plane.count_redis("dropped", n=len(batch))
-                    await asyncio.sleep(REST_S / 4)
+    def batch(self) -> list[tuple[int, int, bytes]]:
+        return [self.queue.popleft() for _ in range(min(BATCH, len(self.queue)))]
+
+    def dropped(self, n: int) -> None:
+        self.plane.count_redis("dropped", n=n)
 
     async def send(self, batch: list[tuple[int, int, bytes]]) -> None:
         assert self.settings is not None
