@@ -7,8 +7,8 @@ from gwcore._speedups.attempt cimport attempt_release
 from gwcore._speedups.budget cimport budget_due, budget_fold, budget_take
 from gwcore._speedups.conn cimport SINK_HEDGE, Conn, chance_next, conn_arm, conn_register, conn_rest
 from gwcore._speedups.ends cimport client_end, exchange_fail, exchange_move, twin_part
-from gwcore._speedups.fields cimport M_HEAD, decimal, same_word
-from gwcore._speedups.head cimport Field
+from gwcore._speedups.fields cimport M_HEAD, decimal
+from gwcore._speedups.head cimport Field, field_is
 from gwcore._speedups.histogram cimport histogram_quantile_us
 from gwcore._speedups.http1 cimport BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, response_body
 from gwcore._speedups.permit cimport permit_fail
@@ -31,9 +31,9 @@ cdef void answer_read(const Head *h, Failed *f) noexcept nogil:
     cdef uint32_t i
     for i in range(h.n):
         field = &h.f[i]
-        if same_word(h.base + field.name, field.name_len, b"proxy-status", 12):
+        if field_is(h, field, b"proxy-status", 12):
             f.inner = True
-        elif 0 < field.value_len <= AFTER_DIGITS and same_word(h.base + field.name, field.name_len, b"retry-after", 11):
+        elif 0 < field.value_len <= AFTER_DIGITS and field_is(h, field, b"retry-after", 11):
             seconds = decimal(h.base + field.value, field.value_len, AFTER_DIGITS)
             f.after_ms = <uint32_t>seconds * 1000 if seconds > 0 else 0
 

@@ -7,7 +7,7 @@ from libc.string cimport memchr, memcmp, memcpy
 
 from gwcore._speedups.collect cimport Keep, keep_asked, keep_of
 from gwcore._speedups.copies cimport copy_body, copy_find, copy_head, copy_key
-from gwcore._speedups.fields cimport F_X_FORWARDED_HOST, F_X_FORWARDED_PORT, F_X_FORWARDED_PROTO, LOWER, M_HEAD, BYTE_CLASS, B_DIGIT, same_word
+from gwcore._speedups.fields cimport F_X_FORWARDED_HOST, F_X_FORWARDED_PORT, F_X_FORWARDED_PROTO, LOWER, M_HEAD, decimal, same_word
 from gwcore._speedups.head cimport Field
 from gwcore._speedups.freshness cimport date_read
 from gwcore._speedups.http1 cimport list_next
@@ -178,24 +178,13 @@ cdef bint unchanged(const Copy *c, const char *asked, uint32_t asked_len) noexce
     return since >= 0 and 0 <= changed <= since
 
 
-cdef bint digits(const char *at, size_t size, uint64_t *out) noexcept nogil:
-    cdef size_t i
-    out[0] = 0
-    if size == 0 or size > 18:
-        return False
-    for i in range(size):
-        if not BYTE_CLASS[<uint8_t>at[i]] & B_DIGIT:
-            return False
-        out[0] = out[0] * 10 + <uint64_t>(at[i] - 48)
-    return True
-
-
 cdef int range_of(const Copy *c, const char *asked, uint32_t asked_len, uint64_t *first, uint64_t *last) noexcept nogil:
     """The one range that the client wants. 0: all of it (more than one range is answered with the whole, as RFC 9110 14.2 allows). 206, 416."""
     cdef uint32_t pos = 0, size, n
     cdef const char *value = line_value(asked, asked_len, &pos, b"range", 5, &size)
     cdef const char *dash
     cdef const char *given
+    cdef int64_t number
     if value == NULL or c.meta.status != 200 or size < 7 or not same_word(value, 6, b"bytes=", 6) \
             or line_value(asked, asked_len, &pos, b"range", 5, &n) != NULL:
         return 0
@@ -211,20 +200,24 @@ cdef int range_of(const Copy *c, const char *asked, uint32_t asked_len, uint64_t
         return 0
     n = <uint32_t>(dash - value)
     if n == 0:                                       # the last so many
-        if not digits(dash + 1, size - 1, last):
+        number = decimal(dash + 1, size - 1, 18)
+        if number < 0:
             return 0
-        if last[0] == 0 or c.body_len == 0:
+        if number == 0 or c.body_len == 0:
             return 416
-        first[0] = c.body_len - min(last[0], <uint64_t>c.body_len)
+        first[0] = c.body_len - min(<uint64_t>number, <uint64_t>c.body_len)
         last[0] = c.body_len - 1
         return 206
-    if not digits(value, n, first):
+    number = decimal(value, n, 18)
+    if number < 0:
         return 0
+    first[0] = <uint64_t>number
     last[0] = <uint64_t>c.body_len - 1 if c.body_len else 0
     if size > n + 1:
-        if not digits(dash + 1, size - n - 1, last) or last[0] < first[0]:
+        number = decimal(dash + 1, size - n - 1, 18)
+        if number < 0 or <uint64_t>number < first[0]:
             return 0
-        last[0] = min(last[0], <uint64_t>c.body_len - 1 if c.body_len else 0)
+        last[0] = min(last[0], <uint64_t>number)
     return 206 if first[0] < c.body_len else 416
 
 

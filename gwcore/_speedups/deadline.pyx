@@ -5,7 +5,8 @@ Both differ from attempt to attempt, so they stand at the end of the head, and w
 from libc.stdint cimport int64_t, uint8_t
 
 from gwcore._speedups.buffer cimport Buf, buf_bytes
-from gwcore._speedups.fields cimport decimal, same_word
+from gwcore._speedups.fields cimport decimal
+from gwcore._speedups.head cimport field_is
 from gwcore._speedups.outlist cimport out_add, out_copy, out_number, out_some
 from gwcore._speedups.plan cimport plan_text
 from gwcore._speedups.story cimport REQ_STREAM
@@ -17,7 +18,7 @@ cdef enum:
 
 cdef bint limit_is(const PlanHead *p, const Head *h, const Field *f) noexcept nogil:
     """Is this the field that tells the time left?"""
-    return f.name_len == p.deadline_name.len and same_word(h.base + f.name, f.name_len, plan_text(p, p.deadline_name), p.deadline_name.len)
+    return field_is(h, f, plan_text(p, p.deadline_name), p.deadline_name.len)
 
 
 cdef void limits_find(Worker *w, Exchange *x, const Head *h, bint trusted) noexcept nogil:
@@ -39,7 +40,7 @@ cdef void limits_find(Worker *w, Exchange *x, const Head *h, bint trusted) noexc
             n = decimal(h.base + f.value, f.value_len, DIGITS)
             if n >= 0:
                 x.deadline_ms = by_deadline(x, w.now_ms + <uint64_t>n)
-        elif f.name_len == 16 and same_word(h.base + f.name, 16, b"x-gwcore-attempt", 16):
+        elif field_is(h, f, b"x-gwcore-attempt", 16):
             n = decimal(h.base + f.value, f.value_len, DIGITS)
             if n > 1:
                 x.hop = <uint8_t>(n if n < ATTEMPT_MAX else ATTEMPT_MAX)

@@ -12,9 +12,9 @@ from gwcore._speedups.deadline cimport limit_is, limit_lines
 from gwcore._speedups.fields cimport (
     BYTE_CLASS, B_TOKEN, F_ALIAS, F_CONTENT_LENGTH, F_EARLY_DATA, F_EXPECT, F_FORWARDED, F_MAX_FORWARDS, F_PROXY, F_TRAILER, F_VIA,
     F_X_FORWARDED_FOR, F_X_FORWARDED_HOST, F_X_FORWARDED_PORT, F_X_FORWARDED_PROTO, F_X_GWCORE, F_X_REAL_IP, F_X_REQUEST_ID,
-    LOWER, M_OPTIONS,
+    M_OPTIONS,
 )
-from gwcore._speedups.head cimport Field, Head, field_end
+from gwcore._speedups.head cimport Field, Head, field_end, field_is
 from gwcore._speedups.http1 cimport BODY_CHUNKED, BODY_LENGTH
 from gwcore._speedups.origin cimport forwarded_lines
 from gwcore._speedups.outlist cimport OutList, out_add, out_copy, out_number, out_some
@@ -29,16 +29,6 @@ cdef enum:
     NOTE_PATH = 800          # bytes of the path that log and answers keep
 
 
-cdef bint name_is(const Head *h, const Field *f, const char *lower, size_t n) noexcept nogil:
-    cdef size_t i
-    if f.name_len != n:
-        return False
-    for i in range(n):
-        if LOWER[<uint8_t>h.base[f.name + i]] != <uint8_t>lower[i]:
-            return False
-    return True
-
-
 cdef void edits_drop(const PlanHead *p, Array edits, Head *h) noexcept nogil:
     """Drop the fields that the route removes or sets."""
     cdef const HeaderEdit *e = <const HeaderEdit *>(<const char *>p + edits.off)
@@ -47,7 +37,7 @@ cdef void edits_drop(const PlanHead *p, Array edits, Head *h) noexcept nogil:
         if e[k].op == OP_ADD:
             continue
         for i in range(h.n):
-            if name_is(h, &h.f[i], plan_text(p, e[k].name), e[k].name.len):
+            if field_is(h, &h.f[i], plan_text(p, e[k].name), e[k].name.len):
                 h.f[i].drop = 1
 
 

@@ -4,7 +4,7 @@ from libc.string cimport memset
 
 from gwcore._speedups.cllhttp cimport LLHTTP_REQUEST, LLHTTP_RESPONSE
 from gwcore._speedups.fields cimport BYTE_CLASS, B_DIGIT, B_TOKEN, LOWER, same_word
-from gwcore._speedups.head cimport HeadLimits, head_feed, head_init
+from gwcore._speedups.head cimport HeadLimits, field_is, head_feed, head_init
 from gwcore._speedups.types cimport RC_OK
 
 cdef enum:
@@ -16,7 +16,7 @@ cdef const Field *field_named(const Head *h, const char *lower, size_t n) noexce
     """The first field of that name; NULL = none."""
     cdef uint32_t i
     for i in range(h.n):
-        if h.f[i].name_len == n and same_word(h.base + h.f[i].name, n, lower, n):
+        if field_is(h, &h.f[i], lower, n):
             return &h.f[i]
     return NULL
 
@@ -110,7 +110,7 @@ cdef void said_read(Said *s, const char *at, size_t size) noexcept nogil:
 cdef bint lines_read(const Head *h, const char *lower, size_t n, Said *s) noexcept nogil:
     cdef uint32_t i
     for i in range(h.n):
-        if h.f[i].name_len == n and same_word(h.base + h.f[i].name, n, lower, n):
+        if field_is(h, &h.f[i], lower, n):
             said_read(s, h.base + h.f[i].value, h.f[i].value_len)
     return s.any
 

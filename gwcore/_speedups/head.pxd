@@ -1,5 +1,6 @@
 # Level 5. One message head, parsed by llhttp into offsets: nothing is copied.
 from gwcore._speedups.cllhttp cimport llhttp_t
+from gwcore._speedups.fields cimport same_word
 from gwcore._speedups.types cimport size_t, uint32_t, uint64_t
 from libc.stdint cimport int64_t, uint8_t, uint16_t
 
@@ -70,3 +71,7 @@ cdef int head_feed(Head *h, const char *base, size_t size, const HeadLimits *lim
 cdef inline uint32_t field_end(const Head *h, uint32_t i) noexcept nogil:
     """Where the line of field i ends, CRLF included."""
     return h.f[i + 1].name if i + 1 < h.n else h.size - 2
+
+cdef inline bint field_is(const Head *h, const Field *f, const char *lower, size_t n) noexcept nogil:
+    """Has the field this name, which is given in lower case?"""
+    return f.name_len == n and same_word(h.base + f.name, n, lower, n)

@@ -12,13 +12,16 @@ from gwcore._speedups.conn cimport random_next
 from gwcore._speedups.copies cimport Copy, CopyKey, CopyMeta, CopyText, copy_drop, copy_find, copy_head, copy_key
 from gwcore._speedups.copyanswer cimport COPY_CHECK, COPY_MARKER, COPY_STRICT, key_vary
 from gwcore._speedups.copyput cimport copy_put
-from gwcore._speedups.fields cimport F_AUTHORIZATION, F_CONTENT_LENGTH, F_HOST, F_OTHER, F_TRAILER, LOWER, M_GET, field_id, same_word
+from gwcore._speedups.fields cimport F_AUTHORIZATION, F_CONTENT_LENGTH, F_HOST, F_OTHER, F_TRAILER, LOWER, M_GET, field_id
 from gwcore._speedups.freshness cimport Said, age_s, field_named, lifetime_s, response_said
-from gwcore._speedups.head cimport Field
+from gwcore._speedups.head cimport Field, field_is
 from gwcore._speedups.http1 cimport list_next
 from gwcore._speedups.plan cimport CACHE_COOKIES, OP_REMOVE, HeaderEdit, plan_text
 from gwcore._speedups.sys cimport iovec
 from gwcore._speedups.types cimport RC_OK, size_t
+
+cdef extern from "<stdio.h>" nogil:
+    int snprintf(char *out, size_t size, const char *format, ...)
 
 cdef enum:
     PIECES = 72              # buffers of one answer
@@ -36,10 +39,6 @@ cdef bint status_kept(int status) noexcept nogil:
     return False
 
 
-cdef bint is_name(const Head *h, const Field *f, const char *lower, size_t n) noexcept nogil:
-    return f.name_len == n and same_word(h.base + f.name, n, lower, n)
-
-
 cdef bint ours(const char *name, size_t n) noexcept nogil:
     """Is this a field that the gateway writes or drops? Then the client's own says nothing of what the upstream saw."""
     cdef int id_ = field_id(name, n)
@@ -52,7 +51,7 @@ cdef bint vary_read(Keep *k, const Head *h) noexcept nogil:
     cdef size_t pos, n, b
     cdef const char *item
     for i in range(h.n):
-        if not is_name(h, &h.f[i], b"vary", 4):
+        if not field_is(h, &h.f[i], b"vary", 4):
             continue
         pos = 0
         while True:
@@ -113,7 +112,7 @@ cdef void keep_look(Worker *w, Exchange *x, Head *h) noexcept nogil:
         return
     response_said(h, &said)
     for i in range(h.n):
-        if is_name(h, &h.f[i], b"surrogate-control", 17) or is_name(h, &h.f[i], b"surrogate-key", 13):
+        if field_is(h, &h.f[i], b"surrogate-control", 17) or field_is(h, &h.f[i], b"surrogate-key", 13):
             h.f[i].drop = 1
     if x.method != M_GET or not status_kept(h.status) or said.no_store or said.own:
         return
@@ -145,13 +144,13 @@ cdef void keep_head(Worker *w, Exchange *x, const Head *h) noexcept nogil:
     whole = whole and add(w, &k.head, b"\r\n", 2)
     for i in range(h.n):
         f = &h.f[i]
-        if is_name(h, f, b"surrogate-key", 13) or is_name(h, f, b"cache-tag", 9):
+        if field_is(h, f, b"surrogate-key", 13) or field_is(h, f, b"cache-tag", 9):
             whole = whole and add(w, &k.tags, h.base + f.value, f.value_len) and add(w, &k.tags, b" ", 1)
-        if f.drop or f.id == F_CONTENT_LENGTH or f.id == F_TRAILER or is_name(h, f, b"age", 3) or is_name(h, f, b"cache-status", 12):
+        if f.drop or f.id == F_CONTENT_LENGTH or f.id == F_TRAILER or field_is(h, f, b"age", 3) or field_is(h, f, b"cache-status", 12):
             continue
-        if is_name(h, f, b"etag", 4):
+        if field_is(h, f, b"etag", 4):
             k.meta.etag.off, k.meta.etag.len = <uint32_t>k.head.bytes + 6, f.value_len
-        elif is_name(h, f, b"last-modified", 13):
+        elif field_is(h, f, b"last-modified", 13):
             k.meta.last_modified.off, k.meta.last_modified.len = <uint32_t>k.head.bytes + 15, f.value_len
         whole = whole and add(w, &k.head, h.base + f.name, f.name_len) and add(w, &k.head, b": ", 2) \
             and add(w, &k.head, h.base + f.value, f.value_len) and add(w, &k.head, b"\r\n", 2)
@@ -178,19 +177,8 @@ cdef bint text_of(const ByteQueue *q, CopyText *out, iovec *iov) noexcept nogil:
 
 
 cdef void length_line(Worker *w, Keep *k) noexcept nogil:
-    cdef char text[40]
-    cdef int i = 40
-    cdef uint64_t n = k.body.bytes
-    text[39], text[38] = c'\n', c'\r'
-    i = 38
-    while True:
-        i -= 1
-        text[i] = <char>(48 + n % 10)
-        n //= 10
-        if n == 0:
-            break
-    add(w, &k.head, b"Content-Length: ", 16)
-    add(w, &k.head, text + i, 40 - i)
+    cdef char text[48]
+    add(w, &k.head, text, snprintf(text, sizeof(text), b"Content-Length: %zu\r\n", k.body.bytes))
 
 
 cdef uint32_t variant_key(Worker *w, Exchange *x, Keep *k) noexcept nogil:

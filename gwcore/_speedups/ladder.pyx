@@ -8,8 +8,8 @@ from libc.string cimport memcmp, memcpy, strlen
 from gwcore._speedups.breaker_cell cimport cell_state
 from gwcore._speedups.breaker_core cimport BRK_CLOSED
 from gwcore._speedups.buffer cimport BUF_HEAD, BUF_LONG, BUF_SMALL, Buf, buf_bytes, buf_give, buf_room, buf_space, buf_take
-from gwcore._speedups.fields cimport METHODS, METHOD_SIZE, M_DELETE, M_HEAD, M_PATCH, M_POST, M_PUT, same_word
-from gwcore._speedups.head cimport Field
+from gwcore._speedups.fields cimport METHODS, METHOD_SIZE, M_DELETE, M_HEAD, M_PATCH, M_POST, M_PUT
+from gwcore._speedups.head cimport Field, field_is
 from gwcore._speedups.outlier cimport upstream_tick
 from gwcore._speedups.outlist cimport out_add, out_copy, out_number, out_some
 from gwcore._speedups.plan cimport (
@@ -114,7 +114,7 @@ cdef void keep_header(Buf *b, const Head *h, const char *name, size_t n) noexcep
     cdef uint32_t i
     for i in range(h.n):
         f = &h.f[i]
-        if f.name_len == n and same_word(h.base + f.name, n, name, n):
+        if field_is(h, f, name, n):
             keep(b, h.base + f.value, f.value_len, False)
             return
     keep(b, h.base, 0, False)

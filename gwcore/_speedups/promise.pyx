@@ -4,8 +4,7 @@ An answer is in time when its head came within the tier's latency; how long a cl
 caused itself counts neither way: it proves nothing of the service. What the gateway refuses to keep itself or an upstream alive has failed."""
 from libc.stdint cimport uint8_t, uint32_t
 
-from gwcore._speedups.fields cimport same_word
-from gwcore._speedups.head cimport Field
+from gwcore._speedups.head cimport Field, field_is
 from gwcore._speedups.plan cimport PlanHead, plan_text
 from gwcore._speedups.reasons cimport SIDE_CLIENT, reason_row
 from gwcore._speedups.shm cimport SLA_DEGRADED, SLA_FAILED, SLA_LATE, SLA_MET, SLA_OUTCOMES
@@ -35,7 +34,7 @@ cdef void tier_find(Exchange *x, const Head *h) noexcept nogil:
     cdef uint32_t i
     for i in range(h.n):
         f = &h.f[i]
-        if f.value_len == 2 and f.name_len == p.tier_name.len and same_word(h.base + f.name, f.name_len, plan_text(p, p.tier_name), p.tier_name.len):
+        if f.value_len == 2 and field_is(h, f, plan_text(p, p.tier_name), p.tier_name.len):
             at = h.base + f.value
             if at[0] == c'P' and c'0' <= at[1] <= c'2':
                 x.tier = <uint8_t>(at[1] - c'0')
