@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 ci/bootstrap.sh
 tree=build/asan/tree
 mkdir -p "$tree"
-cp -a setup.py pyproject.toml ci docs README.md "$tree/"
+cp -a setup.py pyproject.toml ci deploy docs README.md "$tree/"
 # fresh sources, but the extensions of the last time stay: only what changed is built again
 kept=build/asan/kept.tar
 (cd "$tree" && find gwcore -name '*.so' 2>/dev/null | tar -cf "$OLDPWD/$kept" -T -) || true

@@ -131,7 +131,7 @@ def test_what_is_not_kept(origin: Origin, said: bytes):  # K2 K3 K8
     [
         answer("max-age=60"),
         answer("s-maxage=60, max-age=0"),
-        answer("", "Expires: " + formatdate(time.time() + 60, usegmt=True)),
+        answer("", "Expires: " + formatdate(time.time() + 86400, usegmt=True)),
         answer("no-store", "Surrogate-Control: max-age=60"),
         answer("no-store", "CDN-Cache-Control: max-age=60"),
         answer("max-age=60", status="404 Not Found"),
